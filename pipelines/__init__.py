@@ -1,0 +1,1 @@
+"""Wiring: Beam graphs, runners and the command line. The only place that knows Beam."""

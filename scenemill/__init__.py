@@ -1,0 +1,44 @@
+"""scenemill: the data mill for 3D indoor scenes.
+
+Raw folders of 3D-Front and Matterport3D become checked samples, a sharded Zarr/Arrow store, batches, predictions and tables.
+The names below are the public ones; each is imported when it is first used, so that ``import scenemill`` costs nothing.
+"""
+
+from importlib import import_module as _import_module
+from pathlib import Path as _Path
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_root = _Path(__file__).resolve().parent.parent
+if (_root / "setup.cfg").is_file() and (_root / "pipelines" / "__init__.py").is_file():
+    __path__.append(str(_root))  # a source checkout: scenemill.<folder> is importable without installing
+del _Path, _root
+
+if TYPE_CHECKING:
+    from scenemill.schemas.config import IngestConfig as IngestConfig
+    from scenemill.schemas.errors import SceneMillError as SceneMillError
+    from scenemill.schemas.sample import Sample as Sample
+    from scenemill.schemas.tables import Finding as Finding
+    from scenemill.transforms.store import Store as Store
+    from scenemill.transforms.store import open_store as open_store
+
+_HOMES = {
+    "Finding": "scenemill.schemas.tables",
+    "IngestConfig": "scenemill.schemas.config",
+    "Sample": "scenemill.schemas.sample",
+    "SceneMillError": "scenemill.schemas.errors",
+    "Store": "scenemill.transforms.store",
+    "open_store": "scenemill.transforms.store",
+}
+__all__ = ["Finding", "IngestConfig", "Sample", "SceneMillError", "Store", "__version__", "open_store"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(_import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'scenemill' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""One form into another, and back: raw folders, arrays, parts, stores."""

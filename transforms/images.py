@@ -1,0 +1,133 @@
+"""Reading images without trusting them: size and form are checked before any pixel is decoded."""
+
+import io
+import struct
+from contextlib import closing
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from zlib_ng import zlib_ng
+
+from scenemill.schemas.errors import SourceError
+
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+_EXR_MAGIC: Final = b"\x76\x2f\x31\x01"
+_EXR_PLAIN_SCANLINES: Final = 2  # version 2, no tile, long-name, deep or multi-part flag
+_EXR_LONG_NAMES: Final = 0x400
+
+
+def read_png(data: bytes, size: tuple[int, int], modes: dict[str, str]) -> NDArray[Any]:
+    """Pixels of a PNG file, every chunk checked against its checksum.
+
+    Args:
+        data: bytes of the file.
+        size: (height, width) it must have.
+        modes: allowed Pillow mode -> dtype of the result.
+
+    Returns:
+        (H, W) or (H, W, 3) array.
+
+    Raises:
+        SourceError: damaged, or of another form.
+    """
+    _check_png_chunks(data)
+    return _read_with_pillow(data, "PNG", size, modes)
+
+
+def read_jpeg(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Pixels of a JPEG file as (H, W, 3) uint8. A JPEG carries no checksum: only damage that breaks its form is noticed.
+
+    Raises:
+        SourceError: damaged, or of another form.
+    """
+    return _read_with_pillow(data, "JPEG", size, {"RGB": "uint8"})
+
+
+def _read_with_pillow(data: bytes, form: str, size: tuple[int, int], modes: dict[str, str]) -> NDArray[Any]:
+    try:
+        with Image.open(io.BytesIO(data), formats=(form,)) as image:
+            if image.size != (size[1], size[0]):
+                raise SourceError("shape", f"{image.size[1]} x {image.size[0]} pixels", f"{size[0]} x {size[1]} pixels")
+            if image.mode not in modes:
+                raise SourceError("dtype", f"image mode {image.mode}", " or ".join(modes))
+            return np.asarray(image).astype(modes[image.mode], copy=False)
+    except SourceError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many classes on hostile bytes
+        raise SourceError("container", f"no readable {form} image ({str(error)[:120]})", f"a {form} file") from error
+
+
+def _check_png_chunks(data: bytes) -> None:
+    if data[:8] != _PNG_SIGNATURE:
+        raise SourceError("container", "no PNG signature", "a PNG file")
+    position, kind = 8, b""
+    while kind != b"IEND":
+        head = data[position : position + 8]
+        if len(head) < 8:
+            raise SourceError("container", "a PNG file that ends early", "a whole file")
+        length, kind = struct.unpack(">I4s", head)
+        end = position + 12 + length
+        if end > len(data):
+            raise SourceError("container", "a PNG chunk that ends behind the file", "a whole file")
+        if zlib_ng.crc32(data[position + 4 : end - 4]) != struct.unpack(">I", data[end - 4 : end])[0]:
+            raise SourceError("checksum", f"PNG chunk {kind.decode('ascii', 'replace')} that differs from its checksum", "the bytes that were written")
+        position = end
+
+
+def read_exr_depth(data: bytes, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Channel ``Z`` of a single-part scanline OpenEXR file, as (H, W) float32.
+
+    Raises:
+        SourceError: damaged, or of another form or size.
+    """
+    import OpenEXR  # 60 ms of import that checking a list of files does not need
+
+    _check_exr_form(data)
+    try:
+        with closing(OpenEXR.InputFile(io.BytesIO(data))) as file:
+            header = file.header()
+            _check_exr_header(header, size)
+            pixels = file.channel("Z")
+    except SourceError:
+        raise
+    except Exception as error:  # the bindings raise many classes on hostile bytes
+        raise SourceError("container", f"no readable OpenEXR file ({str(error)[:120]})", "an OpenEXR file") from error
+    if len(pixels) != size[0] * size[1] * 4:
+        raise SourceError("shape", f"{len(pixels)} bytes of depth", f"{size[0] * size[1] * 4}")
+    return np.frombuffer(pixels, "<f4").reshape(size)
+
+
+def _check_exr_form(data: bytes) -> None:
+    """Refuse tiled, deep and multi-part files by their version field, before the library builds anything from them."""
+    if data[:4] != _EXR_MAGIC or len(data) < 8:
+        raise SourceError("container", "no OpenEXR signature", "an OpenEXR file")
+    version = struct.unpack("<I", data[4:8])[0]
+    if version & ~_EXR_LONG_NAMES != _EXR_PLAIN_SCANLINES:
+        raise SourceError("container", f"OpenEXR version field {version:#x}", "a single-part scanline file of version 2")
+
+
+def _check_exr_header(header: dict[str, Any], size: tuple[int, int]) -> None:
+    low, high = header["dataWindow"].min, header["dataWindow"].max
+    found = (high.y - low.y + 1, high.x - low.x + 1)
+    if found != size or (low.x, low.y) != (0, 0):
+        raise SourceError("shape", f"data window from ({low.x}, {low.y}) of {found[0]} x {found[1]} pixels", f"{size[0]} x {size[1]} pixels from (0, 0)")
+    channels = header["channels"]
+    if set(channels) != {"Z"}:
+        raise SourceError("container", f"channels {', '.join(sorted(channels))[:80]}", "the single channel Z")
+    if "FLOAT" not in str(channels["Z"].type):
+        raise SourceError("dtype", f"channel Z of {channels['Z'].type}", "32-bit float")
+
+
+def probe_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of a PNG or JPEG file, read from its header alone.
+
+    Raises:
+        SourceError: no readable image.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            return image.size[1], image.size[0]
+    except Exception as error:
+        raise SourceError("container", f"no readable image ({str(error)[:120]})", "a PNG or JPEG file") from error

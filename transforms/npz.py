@@ -1,0 +1,283 @@
+"""Reading NumPy archives without trusting them: a member is inflated window by window straight into its target.
+
+``np.load`` would first build the whole source array (134 MB of float64 for one geometry volume). Here one plane at a time is
+inflated, checked and cast, the zip checksum is verified, and no more memory is taken than the caller's target and one plane.
+Nothing is ever unpickled.
+"""
+
+import io
+import math
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from zlib_ng import gzip_ng, zlib_ng
+
+from scenemill.schemas.errors import SourceError
+
+_GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+_LONGEST_HEADER: Final = 4096
+_ENCRYPTED: Final = 0x1
+_BROKEN: Final = (OSError, EOFError, ValueError, zlib_ng.error, zipfile.BadZipFile, struct.error, NotImplementedError, RecursionError)
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """What an npy header says: dtype, shape, and whether the order is Fortran's."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+    size_byte: int
+
+
+def member_names(archive: bytes) -> list[str]:
+    """Names of the arrays in an npz file, in file order.
+
+    Raises:
+        SourceError: not a zip archive, a member twice, or a member that is no npy file.
+    """
+    names = [info.filename for info in _directory(archive)]
+    if len(set(names)) != len(names):
+        raise SourceError("container", "two members of one name", "every member once")
+    for name in names:
+        if not name.endswith(".npy"):
+            raise SourceError("container", f"member {name[:80]!r}", "npy members only")
+    return [name.removesuffix(".npy") for name in names]
+
+
+def read_array(archive: bytes, member: str, shape: tuple[int, ...] | None, dtypes: Sequence[str], limit_byte: int = 1 << 26) -> NDArray[Any]:
+    """A small array of an npz file, whole, in its own dtype and C order.
+
+    Args:
+        archive: bytes of the npz file.
+        member: name without ``.npy``.
+        shape: the shape it must have; None for any.
+        dtypes: the dtypes it may have, such as ``"uint32"``.
+        limit_byte: refuse larger arrays before memory is taken.
+
+    Raises:
+        SourceError: missing, damaged, or not of that shape or dtype.
+    """
+    stream, header = _open_member(archive, member)
+    _expect(header, shape, dtypes, limit_byte)
+    body = _read_exactly(stream, header.size_byte)
+    _expect_end(stream)
+    array = np.frombuffer(body, header.dtype)
+    return array.reshape(header.shape[::-1]).T.copy() if header.fortran else array.reshape(header.shape)
+
+
+def read_npy(data: bytes, shape: tuple[int, ...], dtypes: Sequence[str]) -> NDArray[Any]:
+    """The array of an npy file.
+
+    Raises:
+        SourceError: damaged, or not of that shape or dtype.
+    """
+    stream = io.BytesIO(data)
+    try:
+        header = _read_header(stream)
+    except SourceError:
+        raise
+    except _BROKEN as error:
+        raise SourceError("container", f"no readable npy header ({error})", "an npy file") from error
+    _expect(header, shape, dtypes, 1 << 20)
+    if len(data) - stream.tell() != header.size_byte:
+        raise SourceError("container", f"{len(data) - stream.tell()} bytes behind the header", f"{header.size_byte}")
+    array = np.frombuffer(data, header.dtype, offset=stream.tell())
+    return array.reshape(header.shape[::-1]).T.copy() if header.fortran else array.reshape(header.shape)
+
+
+def read_volumes(archive: bytes, member: str, targets: Sequence[NDArray[Any]], dtypes: Sequence[str], *, rotated: bool) -> bool:
+    """Inflate a volume, or a stack of volumes, straight into arrays of their final dtype.
+
+    Args:
+        archive: bytes of the npz file.
+        member: name without ``.npy``.
+        targets: one (X, Y, Z) array for a member of that shape, several for a member with a leading axis of that length. Filled.
+        dtypes: the dtypes the file may have.
+        rotated: True for files stored rotated by 180 degrees about axis 2 (3D-Front): axes 0 and 1 are flipped on the way.
+
+    Returns:
+        True when the targets hold exactly the file's values; False when float64 values were rounded to float32.
+
+    Raises:
+        SourceError: missing, damaged, not of that shape or dtype, or an integer that its target cannot hold.
+    """
+    volume = targets[0].shape
+    shape = volume if len(targets) == 1 else (len(targets), *volume)
+    stream, header = _open_member(archive, member)
+    _expect(header, shape, dtypes, 16 * math.prod(shape))
+    if header.fortran:
+        planes: Iterator[NDArray[Any]] = _fortran_planes(stream, header)
+    else:
+        planes = _planes(stream, header)
+    exact = True
+    for channel, target in enumerate(targets):
+        cast = _caster(header.dtype, target.dtype, f"{member}[{channel}]" if len(targets) > 1 else member)
+        view = target[::-1, ::-1] if rotated else target
+        for index in range(volume[0]):
+            exact &= cast(next(planes), view[index])
+    _expect_end(stream)
+    return exact
+
+
+def _caster(source: np.dtype[Any], target: np.dtype[Any], member: str) -> Callable[[NDArray[Any], NDArray[Any]], bool]:
+    """A function that copies one plane into its target and says whether every value survived."""
+
+    def copy_bits_checked(plane: NDArray[Any], out: NDArray[Any]) -> bool:
+        seen = int(np.bitwise_or.reduce(plane.view(f"u{source.itemsize}"), axis=None))
+        if seen >> (8 * target.itemsize):
+            raise SourceError("range", f"{member} from {plane.min()} to {plane.max()}", f"0 to {np.iinfo(target).max}")
+        out[...] = plane
+        return True
+
+    def round_checked(plane: NDArray[Any], out: NDArray[Any]) -> bool:
+        seen = int(np.bitwise_or.reduce(plane.view("u8"), axis=None))
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[...] = plane
+        return seen & ((1 << 29) - 1) == 0  # the mantissa bits that float32 does not have
+
+    def copy(plane: NDArray[Any], out: NDArray[Any]) -> bool:
+        out[...] = plane
+        return True
+
+    def copy_bool(plane: NDArray[Any], out: NDArray[Any]) -> bool:
+        seen = int(np.bitwise_or.reduce(plane.view("u1"), axis=None))
+        if seen > 1:
+            raise SourceError("range", f"{member} with bytes up to {seen}", "0 and 1")
+        out[...] = plane
+        return True
+
+    if source.kind == "b":
+        return copy_bool
+    if source.kind in "iu":
+        return copy_bits_checked
+    return round_checked if source.itemsize == 8 else copy
+
+
+def _planes(stream: io.BufferedIOBase, header: ArrayHeader) -> Iterator[NDArray[Any]]:
+    """The array's last two axes, one plane after another, in one buffer that the next plane overwrites."""
+    plane = np.empty(header.shape[-2:], header.dtype)
+    window = memoryview(plane.reshape(-1).view("u1"))
+    for _ in range(math.prod(header.shape[:-2])):
+        _fill(stream, window)
+        yield plane
+
+
+def _fortran_planes(stream: io.BufferedIOBase, header: ArrayHeader) -> Iterator[NDArray[Any]]:
+    """The same for Fortran order, which no plane-wise reading can serve: the whole array is read first."""
+    whole = np.frombuffer(_read_exactly(stream, header.size_byte), header.dtype).reshape(header.shape[::-1]).T
+    for plane in whole.reshape(-1, *header.shape[-2:]):
+        yield np.ascontiguousarray(plane)
+
+
+def _directory(archive: bytes) -> list[zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+            return opened.infolist()
+    except _BROKEN as error:
+        raise SourceError("container", f"no readable zip archive ({error})", "an npz file") from error
+
+
+def _open_member(archive: bytes, member: str) -> tuple[io.BufferedIOBase, ArrayHeader]:
+    """A stream over one member's bytes, past its npy header."""
+    names = member_names(archive)
+    if member not in names:
+        raise SourceError("container", f"members {', '.join(names)[:200] or 'none'}", f"a member {member!r}")
+    info = _directory(archive)[names.index(member)]
+    stream = _member_stream(archive, info)
+    try:
+        header = _read_header(stream)
+    except SourceError:
+        raise
+    except _BROKEN as error:
+        raise SourceError("container", f"damaged member {member!r} ({error})", "an npy file") from error
+    if surplus := info.file_size - stream.tell() - header.size_byte:
+        raise SourceError("container", f"{member!r} with {surplus:+d} bytes against its header", "as many as the header says")
+    return stream, header
+
+
+def _member_stream(archive: bytes, info: zipfile.ZipInfo) -> io.BufferedIOBase:
+    start = info.header_offset
+    local = archive[start : start + 30]
+    if len(local) < 30 or local[:4] != b"PK\x03\x04":
+        raise SourceError("container", "a member without a local header", "an npz file")
+    name_length, extra_length = struct.unpack("<HH", local[26:30])
+    start += 30 + name_length + extra_length
+    body = archive[start : start + info.compress_size]
+    if len(body) != info.compress_size:
+        raise SourceError("container", "an archive that ends inside a member", "a whole file")
+    if info.flag_bits & _ENCRYPTED:
+        raise SourceError("container", "an encrypted member", "a plain npz file")
+    if info.compress_type == zipfile.ZIP_STORED:
+        if zlib_ng.crc32(body) != info.CRC:
+            raise SourceError("checksum", "a member that differs from its zip checksum", "the bytes that were written")
+        return io.BytesIO(body)
+    if info.compress_type == zipfile.ZIP_DEFLATED:
+        # A deflate stream between a gzip header and trailer: the gzip reader inflates into any buffer and checks the checksum.
+        trailer = struct.pack("<II", info.CRC, info.file_size & 0xFFFFFFFF)
+        return gzip_ng.GzipNGFile(fileobj=io.BytesIO(b"".join((_GZIP_HEADER, body, trailer))), mode="rb")
+    raise SourceError("container", f"zip method {info.compress_type}", "stored or deflated")
+
+
+def _read_header(stream: io.BufferedIOBase) -> ArrayHeader:
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise SourceError("container", f"npy version {version}", "1.0 or 2.0")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream, max_header_size=_LONGEST_HEADER)
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise SourceError("dtype", str(dtype)[:80], "numbers")
+    if any(type(size) is not int or size < 0 for size in shape):
+        raise SourceError("shape", str(shape)[:80], "whole numbers")
+    return ArrayHeader(dtype, shape, bool(fortran), math.prod(shape) * dtype.itemsize)
+
+
+def _expect(header: ArrayHeader, shape: tuple[int, ...] | None, dtypes: Sequence[str], limit_byte: int) -> None:
+    if header.dtype.str[0] == ">" or header.dtype.name not in dtypes:
+        raise SourceError("dtype", header.dtype.str, " or ".join(dtypes))
+    if shape is not None and header.shape != shape:
+        raise SourceError("shape", str(header.shape)[:80], str(shape))
+    if header.size_byte > limit_byte:
+        raise SourceError("size", f"{header.size_byte} bytes", f"at most {limit_byte}")
+
+
+def _fill(stream: io.BufferedIOBase, window: memoryview) -> None:
+    filled = 0
+    while filled < len(window):
+        try:
+            count = stream.readinto(window[filled:])
+        except _BROKEN as error:
+            raise SourceError("checksum", f"a damaged stream ({error})", "the bytes that were written") from error
+        if not count:
+            raise SourceError("container", "an array that ends early", "as many values as its header says")
+        filled += count
+
+
+def _read_exactly(stream: io.BufferedIOBase, size_byte: int) -> bytearray:
+    body = bytearray(size_byte)
+    _fill(stream, memoryview(body))
+    return body
+
+
+def _expect_end(stream: io.BufferedIOBase) -> None:
+    """Read past the last value: makes the gzip reader compare the checksum."""
+    try:
+        more = stream.read(1)
+    except _BROKEN as error:
+        raise SourceError("checksum", f"a damaged stream ({error})", "the bytes that were written") from error
+    if more:
+        raise SourceError("container", "bytes behind the last value", "as many values as its header says")
+
+
+def probe_shape(archive: bytes, member: str) -> tuple[int, ...]:
+    """Shape of a member, read from its header alone.
+
+    Raises:
+        SourceError: missing or damaged.
+    """
+    return _open_member(archive, member)[1].shape

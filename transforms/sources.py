@@ -1,0 +1,258 @@
+"""Raw folders as samples: one table of file kinds per form, one way to list and read them all.
+
+A new source is a module with ``FILES`` (a ``RawFile`` per kind of file) and ``paths(key)``; everything odd about it ends there.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenemill.schemas.errors import ConfigError, SourceError
+from scenemill.schemas.fields import Field, fields_of
+from scenemill.schemas.sample import Sample, SampleKey
+from scenemill.schemas.tables import Finding
+from scenemill.transforms import folders, images, npz
+
+_FORMS: Final = {
+    "front3d": "front3d",
+    "synthetic_hospital": "front3d",
+    "synthetic_warehouse": "front3d",
+    "matterport": "matterport3d",
+}
+_IMAGE_LIMIT_BYTE: Final = 1 << 26
+_PROBES: Final = 9
+
+Arrays = MutableMapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """One kind of raw file.
+
+    Attributes:
+        kind: its name, as in the findings and samples tables.
+        fields: the fields it gives.
+        decode: (bytes, arrays to fill, facts to add to) -> None; raises SourceError.
+        required: False where a view may lack it.
+        volume: True where its size grows with the grid.
+    """
+
+    kind: str
+    fields: tuple[str, ...]
+    decode: Callable[[bytes, Arrays, dict[str, Any]], None]
+    required: bool = True
+    volume: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raw folder of one form.
+
+    Attributes:
+        name: one of ``schemas.fields.SOURCES``.
+        root: the folder above ``data/``.
+        grid: voxels a side of its volumes.
+        image: (height, width) of its images in pixels.
+    """
+
+    name: str
+    root: Path
+    grid: int
+    image: tuple[int, int]
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """The field table's rows for this source."""
+        return fields_of(self.name)
+
+    @property
+    def files(self) -> tuple[RawFile, ...]:
+        """Its kinds of raw files."""
+        files: tuple[RawFile, ...] = _form(self.name).FILES
+        return files
+
+    def new_arrays(self) -> dict[str, NDArray[Any]]:
+        """Arrays of one sample, to be filled again and again: fresh memory would cost more than decoding into it."""
+        return {field.name: np.empty(field.shape(self.grid, self.image), field.dtype) for field in self.fields}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A sample that the split lists name.
+
+    Attributes:
+        key: ``scene/image``.
+        splits: every list that names it, train first.
+        rgb_path: the list's own path of the colour image, or "".
+    """
+
+    key: str
+    splits: tuple[str, ...]
+    rgb_path: str = ""
+
+
+def _form(name: str) -> Any:
+    return import_module(f"scenemill.transforms.{_FORMS[name]}")
+
+
+def list_samples(name: str, root: Path, splits: Sequence[str] = ()) -> tuple[list[Listed], dict[str, list[Finding]]]:
+    """What the split lists name, sorted by key, every key once.
+
+    Args:
+        name: of the source.
+        root: the raw folder.
+        splits: names, or ``name=path``; empty for every list in ``root``.
+
+    Returns:
+        The samples, and findings by key. A line that names no sample has its place in the list (``train.json[3]``) as its key.
+
+    Raises:
+        ConfigError: no list, or an unreadable one.
+    """
+    found: dict[str, Listed] = {}
+    findings: dict[str, list[Finding]] = {}
+    paths = _form(name).paths
+    for split, path in folders.find_lists(root, splits).items():
+        for entry in folders.read_list(path):
+            problem = entry.problem or _path_problem(paths, entry.key)
+            if problem or entry.key is None:
+                findings.setdefault(entry.where, []).append(Finding("list", "", "error", problem, "ids of an existing view"))
+                continue
+            key = str(entry.key)
+            known = found.get(key, Listed(key, ()))
+            if split in known.splits:
+                findings.setdefault(key, []).append(Finding("list", "", "warning", f"twice in the list {split!r}", "once"))
+                continue
+            found[key] = Listed(key, (*known.splits, split), known.rgb_path or entry.rgb_path)
+    for key, listed in found.items():
+        if len(listed.splits) > 1:
+            observed = f"in the lists {', '.join(listed.splits)}"
+            findings.setdefault(key, []).append(Finding("split_overlap", "", "warning", observed, "one split per view"))
+    return [found[key] for key in sorted(found)], findings
+
+
+def _path_problem(paths: Callable[[SampleKey], Mapping[str, str]], key: SampleKey | None) -> str:
+    try:
+        if key is not None:
+            paths(key)
+        return ""
+    except SourceError as error:
+        return str(error)
+
+
+def find_unlisted(name: str, root: Path, listed: Sequence[Listed]) -> Iterator[str]:
+    """Keys of views that lie in the folder and stand in no list, sorted."""
+    known = {sample.key for sample in listed}
+    data = root / "data"
+    for scene in sorted(data.iterdir()):
+        if scene.is_dir():
+            views = {f"{scene.name}/{image}" for image in map(_form(name).image_of_rgb, _names(scene)) if image}
+            yield from sorted(views - known)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    return (path.name for path in folder.iterdir())
+
+
+def open_source(name: str, root: Path, listed: Sequence[Listed], grid: int | None = None, image: tuple[int, int] | None = None) -> Source:
+    """The source, with the sizes that most of a few probed views have, unless they are given.
+
+    Raises:
+        ConfigError: no probed view can be read.
+    """
+    if grid is not None and image is not None:
+        return Source(name, root, grid, image)
+    step = max(1, len(listed) // _PROBES)
+    grids: Counter[int] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
+    for sample in listed[::step][:_PROBES]:
+        paths = _form(name).paths(SampleKey.parse(sample.key))
+        try:
+            shape = npz.probe_shape(folders.read_file(root, paths["geometry"], _IMAGE_LIMIT_BYTE), "data")
+            if len(shape) == 3 and len(set(shape)) == 1 and 1 < shape[0] <= 512:
+                grids[shape[0]] += 1
+            sizes[images.probe_size(folders.read_file(root, sample.rgb_path or paths["rgb"], _IMAGE_LIMIT_BYTE))] += 1
+        except SourceError:
+            continue  # the reader will find and tell it; here another view speaks for the folder
+    if not grids or not sizes:
+        raise ConfigError(f"input {root}: no readable view among {min(len(listed), _PROBES)} tried; expected data/<scene>/ as {name} has it")
+    return Source(name, root, grids.most_common(1)[0][0], sizes.most_common(1)[0][0])
+
+
+def raw_files(source: Source, listed: Listed) -> dict[str, str]:
+    """Kind -> path inside the root, for every kind of file the view may have."""
+    paths: dict[str, str] = dict(_form(source.name).paths(SampleKey.parse(listed.key)))
+    if listed.rgb_path:
+        paths["rgb"] = _inside(source.root, listed.rgb_path)
+    return paths
+
+
+def _inside(root: Path, path: str) -> str:
+    return str(Path(path).relative_to(root)) if Path(path).is_absolute() and Path(path).is_relative_to(root) else path
+
+
+def read_bytes(source: Source, listed: Listed, file: RawFile) -> bytes | None:
+    """Bytes of one raw file of a view; None where an optional one is absent.
+
+    Raises:
+        SourceError: a required one is missing, or any is unusable.
+    """
+    limit = _IMAGE_LIMIT_BYTE + (16 * source.grid**3 if file.volume else 0)
+    try:
+        return folders.read_file(source.root, raw_files(source, listed)[file.kind], limit)
+    except SourceError as error:
+        if not file.required and error.check == "presence" and error.observed == "no such file":
+            return None
+        raise
+
+
+def read_sample(source: Source, listed: Listed, arrays: Arrays | None = None) -> tuple[Sample, list[Finding]]:
+    """Read one view into its final arrays, image-aligned; every file that cannot be read becomes a finding.
+
+    Args:
+        source: the raw folder.
+        listed: the view.
+        arrays: arrays to fill, from ``Source.new_arrays``; the sample then lives until they are filled again.
+
+    Returns:
+        The sample (with the fields that could be read, and the facts known from reading) and the findings.
+    """
+    buffers = source.new_arrays() if arrays is None else arrays
+    read: dict[str, NDArray[Any]] = {}
+    facts: dict[str, Any] = {}
+    files: list[dict[str, Any]] = []
+    findings: list[Finding] = []
+    sums: dict[str, str] = {}
+    paths = raw_files(source, listed)
+    for file in source.files:
+        try:
+            data = read_bytes(source, listed, file)
+            if data is None:
+                continue
+            sums[file.kind] = folders.sha256(data)
+            files.append({"kind": file.kind, "path": paths[file.kind], "size_byte": len(data), "sha256": sums[file.kind], "fields": file.fields})
+            file.decode(data, buffers, facts)
+        except SourceError as error:
+            sums.setdefault(file.kind, "unreadable")
+            findings.append(Finding(error.check, file.kind, "error", error.observed, error.expected))
+            continue
+        read.update({name: buffers[name] for name in file.fields})
+    for field in source.fields:
+        if field.origin == "constant":
+            buffers[field.name][...] = _form(source.name).constant(field.name, source.image)
+            read[field.name] = buffers[field.name]
+    facts.update(files=files, digest=digest_of(sums), raw_byte=sum(file["size_byte"] for file in files))
+    return Sample(listed.key, read, facts), findings
+
+
+def digest_of(sums: Mapping[str, str]) -> str:
+    """One checksum over the checksums of a view's raw files, kind by kind."""
+    text = "\n".join(f"{kind} {sums[kind]}" for kind in sorted(sums))
+    return hashlib.sha256(text.encode()).hexdigest()
