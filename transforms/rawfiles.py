@@ -1,4 +1,4 @@
-"""Writing the raw files of both datasets, fast and without a clock: the same arrays give the same bytes.
+"""Writing the raw files of one view, fast and without a clock: the same view gives the same bytes.
 
 A volume of 256 voxels a side is 134 MB of which a view fills a few percent. It never exists here as a whole: it is deflated plane
 by plane, each plane byte-aligned and independent of the others (a full flush), and planes of one value are deflated once.
@@ -21,13 +21,54 @@ from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 from zlib_ng import zlib_ng
 
-from scenemill.schemas.labels import LABELS
-from scenemill.transforms.rendering import Columns
+from scenemill.schemas.labels import LABELS, WALL
+from scenemill.transforms.geometry import FREE_SPACE, TRUNCATION_VOXELS, front3d_frustum
+from scenemill.transforms.rendering import IMAGE_SIZE, Box, Camera, Columns
 
 _DEFLATE_LEVEL: Final = 2  # a third of the bytes of level 1 on constant planes, at the same speed
 _END_OF_STREAM: Final = b"\x03\x00"  # an empty last block
 _DOS_DATE: Final = 0x21  # 1980-01-01, the earliest a zip archive can say
 _OWNER_READS_AND_WRITES: Final = 0o600 << 16
+_CAMPOSE_INTRINSIC: Final = ((277.12811989, 0.0, 160.0), (0.0, 311.76912635, 120.0), (0.0, 0.0, 1.0))
+_CAMPOSE_FOV: Final = (1.0471975803375244, 0.7348438501358032)  # as released: wrong for this image size, like the intrinsic
+_DEPTH_UNITS: Final = 4000  # of Matterport3D's depth images, per metre
+
+
+@dataclass(frozen=True)
+class View:
+    """All that the files of one view say; fields over the frustum are (N, R), see ``Columns``.
+
+    Attributes:
+        boxes: the world.
+        camera: where it is seen from.
+        columns: the frustum.
+        rgb: (H, W, 3) uint8.
+        depth_m: (H, W) float32, metres along the camera's Z axis.
+        hit: (H, W) uint8, the box a pixel sees.
+        distance: (N, R) float32, voxels, unsigned, at most 12.
+        nearest: (N, R) uint8, the box whose face is the nearest.
+        hidden: (N, R) bool, True behind the visible depth.
+    """
+
+    boxes: Sequence[Box]
+    camera: Camera
+    columns: Columns
+    rgb: NDArray[np.uint8]
+    depth_m: NDArray[np.float32]
+    hit: NDArray[np.uint8]
+    distance: NDArray[np.float32]
+    nearest: NDArray[np.uint8]
+    hidden: NDArray[np.bool_]
+
+    @property
+    def semantic(self) -> NDArray[np.uint32]:
+        """(boxes,) class of every box."""
+        return np.array([box.semantic for box in self.boxes], np.uint32)
+
+    @property
+    def instance(self) -> NDArray[np.uint32]:
+        """(boxes,) instance id of every box."""
+        return np.array([box.instance for box in self.boxes], np.uint32)
 
 
 @dataclass(frozen=True)
@@ -89,8 +130,8 @@ def _cut_planes(
         plane[part] = fill  # one buffer serves all planes: fresh ones cost more than the deflating
 
 
-def stack_planes(volumes: Sequence[Planes]) -> Planes:
-    """Volumes of one shape as one, along a new first axis."""
+def _stack_planes(volumes: Sequence[Planes]) -> Planes:
+    """Volumes of one shape as one volume with a new first axis."""
     first = volumes[0]
     return Planes((len(volumes), *first.shape), first.dtype, first.fill, chain.from_iterable(volume.planes for volume in volumes))
 
@@ -157,37 +198,109 @@ def _constant_plane(shape: tuple[int, ...], dtype: str, fill: float) -> _Packed:
     return _Packed([_deflate(data)], len(data), zlib_ng.crc32(data))
 
 
-def write_depth_exr(path: Path, depth_m: NDArray[np.float32]) -> None:
-    """Write a depth map as the one channel Z of a scan-line OpenEXR file, ZIP compressed.
+def write_front3d_mask(root: Path, grid: int) -> None:
+    """Write meta/frustum_mask.npz, turned like the volumes."""
+    (root / "meta").mkdir()
+    write_npz(root / "meta" / "frustum_mask.npz", {"mask": front3d_frustum(grid)[::-1, ::-1]})
+
+
+def write_front3d_view(folder: Path, image: str, view: View, room: int) -> None:
+    """Write the seven files of one 3D-Front view.
 
     Args:
-        path: the file.
-        depth_m: (H, W) float32, metres.
+        folder: of the scene.
+        image: image id, four digits.
+        view: what they say.
+        room: room id, for the pose file.
     """
+    things = np.where(view.semantic < WALL, view.instance, 0)
+    surface, band = view.distance < 1.0, view.distance < 3.0
+    weight = (1 + view.hidden.astype(np.uint8)) * np.where(band, np.uint8(5), np.uint8(1))
+    labels = (_label_planes(view, values, surface, rotated=True) for values in (view.semantic, things))
+    geometry = planes_of(view.distance, TRUNCATION_VOXELS, np.float64, view.columns, rotated=True)
+    Image.fromarray(view.rgb).save(folder / f"rgb_{image}.png", compress_level=1)
+    _write_depth_exr(folder / f"depth_{image}.exr", view.depth_m)
+    write_npz(folder / f"segmap_{image}.mapped.npz", {"data": np.stack([view.semantic, view.instance], axis=-1)[view.hit]})
+    write_npz(folder / f"geometry_{image}.npz", {"data": geometry})
+    write_npz(folder / f"segmentation_{image}.mapped.npz", {"data": _stack_planes(list(labels))})
+    write_npz(folder / f"weighting_{image}.npz", {"data": planes_of(weight, 1, np.int16, view.columns, rotated=True)})
+    write_npz(folder / f"campose_{image}.npz", _describe_pose(view.camera, room), deflate=False)
+
+
+def _label_planes(view: View, values: NDArray[np.uint32], where: NDArray[np.bool_], *, rotated: bool) -> Planes:
+    labels = values.astype(np.uint16)[view.nearest] * where
+    return planes_of(labels, 0, np.int32, view.columns, rotated=rotated)
+
+
+def _write_depth_exr(path: Path, depth_m: NDArray[np.float32]) -> None:
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     OpenEXR.File(header, {"Z": depth_m}).write(str(path))
 
 
-def write_png(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
-    """Write an image as PNG: (H, W, 3) uint8 colour, (H, W) uint8 or uint16 grey."""
-    Image.fromarray(image).save(path, compress_level=1)
+def _describe_pose(camera: Camera, room: int) -> dict[str, NDArray[Any]]:
+    """The arrays of a campose file; Blender's camera has Y up and looks along -Z."""
+    forward = np.array([np.cos(camera.heading), np.sin(camera.heading), 0.0])
+    pose = np.eye(4)
+    pose[:3] = np.stack([(forward[1], -forward[0], 0.0), (0.0, 0.0, -1.0), forward, camera.position], axis=1)
+    return {
+        "camera2world": pose,
+        "intrinsic": np.array(_CAMPOSE_INTRINSIC),
+        "fov_x": np.array(_CAMPOSE_FOV[0]),
+        "fov_y": np.array(_CAMPOSE_FOV[1]),
+        "room_id": np.array(room, np.int64),
+        "blender_matrix": pose @ np.diag([1.0, -1.0, -1.0, 1.0]),
+        "blender_location": np.array(camera.position),
+        "blender_rotation_euler": np.array([np.pi / 2, 0.0, camera.heading - np.pi / 2]),
+    }
 
 
-def write_jpeg(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write an (H, W, 3) uint8 colour image as JPEG."""
-    Image.fromarray(image).save(path, quality=92)
+def write_matterport_view(
+    root: Path, scene: str, image: str, view: View, free: NDArray[np.bool_], invalid: NDArray[np.bool_]
+) -> None:
+    """Write the eight files of one Matterport3D view.
+
+    Args:
+        root: folder of the dataset.
+        scene: scene id.
+        image: image id, ``<name>_<angle>_<rot>``.
+        view: what they say.
+        free: (N, R) bool, True in air: there distances are above zero, elsewhere below.
+        invalid: (H, W) bool, True where the depth image has no value.
+    """
+    name, angle, rot = image.split("_")
+    folder, view_id, columns = root / "data" / scene, f"{angle}_{rot}", view.columns
+    distance = np.minimum(view.distance, FREE_SPACE)
+    signed = np.where(free, distance, -distance)
+    signed[~columns.inside] = -TRUNCATION_VOXELS
+    surface = (np.abs(signed) < 3.0) & columns.inside
+    weight = (1 + view.hidden.astype(np.uint8)) * np.where((signed > -1.0) & (signed < 3.0), np.uint8(25), np.uint8(1))
+    room = np.array([box.room for box in view.boxes], np.uint32)
+    geometry = planes_of(signed, -TRUNCATION_VOXELS, np.float32, columns, rotated=False)
+    mask = planes_of(~columns.inside, True, np.bool_, columns, rotated=False)
+    segmap = np.stack([view.semantic, view.instance, room], axis=-1)[view.hit]
+    labels = [_label_planes(view, values, surface, rotated=False) for values in (view.semantic, view.instance)]
+    Image.fromarray(view.rgb).save(folder / f"{name}_i{view_id}.jpg", quality=92)
+    np.save(folder / f"{name}_intrinsics_{angle}.npy", np.array(view.camera.intrinsics))
+    write_npz(folder / f"{name}_segmap{view_id}.mapped.npz", {"data": segmap})
+    write_npz(folder / f"{name}_geometry{view_id}.npz", {"data": geometry, "mask": mask})
+    write_npz(folder / f"{name}_segmentation{view_id}.mapped.npz", {"data": _stack_planes(labels)})
+    write_npz(folder / f"{name}_weighting{view_id}.npz", {"data": planes_of(weight, 1, np.int16, columns, rotated=False)})
+    depth = np.where(invalid, 0, np.rint(view.depth_m * _DEPTH_UNITS)).astype(np.uint16)
+    Image.fromarray(depth).save(root / "depth_gen" / scene / f"{name}_d{view_id}.png", compress_level=1)
+    in_room = np.where(room[view.hit] == 0, np.uint8(255), np.uint8(0))
+    Image.fromarray(in_room).save(root / "room_mask" / scene / f"{name}_rm{view_id}.png", compress_level=1)
 
 
-def write_lists(root: Path, splits: Mapping[str, Sequence[tuple[str, str]]], size: tuple[int, int]) -> None:
+def write_lists(root: Path, splits: Mapping[str, Sequence[tuple[str, str]]]) -> None:
     """Write train.json and its like, one per split, and label_map.json, in the form of the published files.
 
     Args:
         root: folder of the dataset.
         splits: split name to (scene id, image id) pairs.
-        size: (width, height) of the images in pixels.
     """
+    width, height = IMAGE_SIZE
     for split, pairs in splits.items():
-        records = [{"scene_id": scene, "image_id": image, "height": size[1], "width": size[0]} for scene, image in pairs]
+        records = [{"scene_id": scene, "image_id": image, "height": height, "width": width} for scene, image in pairs]
         (root / f"{split}.json").write_text(json.dumps(records), encoding="utf-8")
     labels = [
         {"color": list(label.color), "isthing": int(label.thing), "id": label.id, "trainId": label.id, "name": label.name}

@@ -163,7 +163,7 @@ def shade(
     across = np.where(face == 0, own[..., 1], own[..., 0])
     along = np.where(face == 2, own[..., 1], own[..., 2])
     period_a, period_b, contrast = np.moveaxis(np.array([box.texture for box in boxes])[hit], -1, 0)
-    dark = (np.floor(across / period_a) + np.floor(along / period_b)) % 2 * contrast
+    dark = (np.rint(across / period_a) + np.rint(along / period_b)) % 2 * contrast
     bright = light * (1.0 - dark) * (1.08 - 0.06 * depth_m)
     color = np.array([box.color for box in boxes])[hit] * bright[..., None] + rng.normal(0.0, _NOISE, (*hit.shape, 3))
     return np.asarray(np.clip(color * 255.0, 0.0, 255.0), np.uint8)
@@ -215,6 +215,22 @@ class Columns:
     def row(self) -> NDArray[np.intp]:
         """(R,) grid index of every row."""
         return self.first_row + np.arange(self.inside.shape[1])
+
+    def locate(self, voxel: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Where voxels are in the flattened (N * R) fields.
+
+        Args:
+            voxel: (3, M) intp, index in the image-aligned grid.
+
+        Returns:
+            (M,) intp, 0 for voxels outside the frustum, and (M,) bool, True inside the frustum.
+        """
+        i, row = np.clip(voxel[0], 0, self.grid - 1), voxel[1] - self.first_row
+        first, last = self.start[i], self.start[i + 1]
+        column = first + voxel[2] - self.k[np.minimum(first, len(self.k) - 1)]
+        known = (i == voxel[0]) & (column >= first) & (column < last) & (row >= 0) & (row < self.inside.shape[1])
+        position = np.where(known, column * self.inside.shape[1] + row, 0)
+        return position, known & self.inside.ravel()[position]
 
 
 @lru_cache(maxsize=4)
@@ -284,19 +300,17 @@ def _squared_distance(beyond: Floats, up: Floats) -> NDArray[np.float32]:
     return squared
 
 
-def find_free(placed: Placed, hollow: int, columns: Columns) -> NDArray[np.bool_]:
+def find_free(hollow: Placed, solid: Placed, columns: Columns) -> NDArray[np.bool_]:
     """Which voxel centres are air.
 
-    Args:
-        placed: the boxes; one of them, at ``hollow``, is the inside of the room, the others are solid.
-
     Returns:
-        (N, R) bool, True in the room and in none of the solids.
+        (N, R) bool, True inside a box of ``hollow`` and inside none of ``solid``.
     """
     free = np.zeros(columns.inside.shape, np.bool_)
-    for box in (hollow, *(other for other in range(len(placed.half)) if other != hollow)):
-        beyond, up = _beyond_box(placed, box, columns)
-        free[np.ix_(beyond.max(axis=0) < 0.0, up < 0.0)] = box == hollow
+    for placed, value in ((hollow, True), (solid, False)):
+        for box in range(len(placed.half)):
+            beyond, up = _beyond_box(placed, box, columns)
+            free[np.ix_(beyond.max(axis=0) < 0.0, up < 0.0)] = value
     return free
 
 

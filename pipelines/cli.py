@@ -1,0 +1,308 @@
+"""The command line: parse, build a config, call one function, print. Nothing heavy is imported before a verb needs it."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+import scenemill
+from scenemill.schemas.config import IngestConfig, parse_max_rejected
+from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    help="The data mill for 3D indoor scenes: raw folders in, checked samples and a store one can trust out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SourceName = Annotated[str, typer.Argument(help="front3d, matterport, synthetic_hospital or synthetic_warehouse.")]
+Input = Annotated[Path, typer.Option(help="Raw folder: the one that holds data/ and the split lists.")]
+Output = Annotated[Path, typer.Option(help="The store: a new folder, or one that holds a store already.")]
+Splits = Annotated[list[str] | None, typer.Option(help="Split lists, by name or NAME=FILE, several by comma. Default: all in the folder.")]
+Limit = Annotated[int | None, typer.Option(help="Take at most this many samples, the first in key order.")]
+Workers = Annotated[int, typer.Option(help="Processes on this machine.")]
+MaxRejected = Annotated[str | None, typer.Option(help="Publish only if at most this many samples are rejected: 1% or 20. Default: no limit.")]
+Precision = Annotated[str, typer.Option(help="How distances are stored: float32 (lossless), float16 or fixed16.")]
+SamplesPerPart = Annotated[int | None, typer.Option(help="Samples in one part (one shard of each array). Default: 64, or the store's own.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.")]
+Version = Annotated[str | None, typer.Option(help="Id of an older version, or its first digits. Default: the newest.")]
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 1 unexpected, 2 your input, 3 your data."""
+    try:
+        app(standalone_mode=False)
+    except (TooManyRejected, Corrupt, SourceError) as error:
+        _fail(error, 3)
+    except (ConfigError, StoreError) as error:
+        _fail(error, 2)
+    except SceneMillError as error:
+        _fail(error, 1)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except typer.Abort:
+        _fail(KeyboardInterrupt("stopped; run the same command again to go on"), 1)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the command line library
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        raise
+
+
+def _fail(error: BaseException, code: int) -> NoReturn:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": type(error).__name__, "message": str(error), "exit": code}))
+    else:
+        _console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: {_escape(str(error))}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _console(stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"scenemill {scenemill.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False) -> None:
+    pass
+
+
+def _config(
+    source: str,
+    input: Path,
+    output: Path | None,
+    splits: list[str] | None,
+    limit: int | None,
+    workers: int,
+    max_rejected: str | None,
+    precision: str = "float32",
+    samples_per_part: int | None = None,
+    repair: bool = False,
+) -> IngestConfig:
+    names = tuple(name.strip() for given in splits or () for name in given.split(",") if name.strip())
+    allowed = parse_max_rejected(max_rejected) if max_rejected is not None else None
+    return IngestConfig(source, input, output, names, limit, workers, allowed, precision, samples_per_part, repair)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, a line for every tenth in a log, nothing for machines."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = _console(stderr=True)
+    if quiet:
+        yield lambda doing, done, total: None
+    elif not console.is_terminal:
+        yield _log_line()
+    else:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            tasks: dict[str, Any] = {}
+
+            def show(doing: str, done: int, total: int) -> None:
+                if doing not in tasks:
+                    tasks[doing] = bar.add_task(doing, total=total)
+                bar.update(tasks[doing], completed=done, total=total)
+
+            yield show
+
+
+def _log_line() -> Callable[[str, int, int], None]:
+    last: dict[str, int] = {}
+
+    def show(doing: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(1, total)
+        if last.get(doing) != tenth:
+            last[doing] = tenth
+            print(f"{doing}: {done} of {total}", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _say(document: Any, as_json: bool, lines: Callable[["Console"], None]) -> None:
+    if as_json:
+        print(json.dumps(asdict(document) if is_dataclass(document) and not isinstance(document, type) else document, default=str))
+    else:
+        lines(_console())
+
+
+@app.command()
+def synth(
+    source: SourceName,
+    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    scenes: Annotated[int, typer.Option(help="Rooms.")] = 3,
+    views: Annotated[int, typer.Option(help="Views of each room.")] = 4,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same bytes.")] = 0,
+    grid: Annotated[int, typer.Option(help="Voxels a side: 256, 128 or 64.")] = 256,
+    as_json: AsJson = False,
+) -> None:
+    """Make furnished rooms in a raw layout, from arithmetic alone: for trying, testing and teaching."""
+    from scenemill.pipelines.human import size
+    from scenemill.transforms.worlds import write_world
+
+    made = write_world(source, out, scenes=scenes, views=views, seed=seed, grid=grid)
+    _say(made, as_json, lambda console: console.print(f"{out}: {made.scenes} rooms, {made.views} views, {made.files} files, {size(made.size_bytes)}"))
+
+
+@app.command()
+def plan(
+    source: SourceName,
+    input: Input,
+    output: Annotated[Path | None, typer.Option(help="The store it would go to; nothing is written.")] = None,
+    splits: Splits = None,
+    limit: Limit = None,
+    workers: Workers = 1,
+    max_rejected: MaxRejected = None,
+    precision: Precision = "float32",
+    samples_per_part: SamplesPerPart = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an ingest would do: samples, parts, bytes and minutes, from a rate measured on a few samples. Writes nothing."""
+    from scenemill.pipelines.human import print_forecast
+    from scenemill.pipelines.plan import forecast
+
+    config = _config(source, input, output, splits, limit, workers, max_rejected, precision, samples_per_part)
+    with _progress(as_json) as on_progress:
+        expected = forecast(config, on_progress)
+    _say(expected, as_json, lambda console: print_forecast(console, expected))
+
+
+@app.command()
+def ingest(
+    source: SourceName,
+    input: Input,
+    output: Output,
+    splits: Splits = None,
+    limit: Limit = None,
+    workers: Workers = 1,
+    max_rejected: MaxRejected = None,
+    precision: Precision = "float32",
+    samples_per_part: SamplesPerPart = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Verify the store first, and build damaged parts anew.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check every sample of a raw folder and publish the good ones in a store. Run again, it goes on where it was stopped."""
+    from scenemill.pipelines.human import print_outcome
+    from scenemill.pipelines.ingest import ingest as run
+
+    config = _config(source, input, output, splits, limit, workers, max_rejected, precision, samples_per_part, repair)
+    with _progress(as_json) as on_progress:
+        outcome = run(config, on_progress)
+    figures = {name: value for name, value in vars(outcome).items() if name not in ("findings", "samples")}
+    _say({"store": str(output), **figures}, as_json, lambda console: print_outcome(console, output, outcome))
+
+
+@app.command()
+def validate(
+    source: SourceName,
+    input: Input,
+    splits: Splits = None,
+    limit: Limit = None,
+    workers: Workers = 1,
+    max_rejected: Annotated[str, typer.Option(help="Exit 3 if more samples than this are rejected: 1% or 20.")] = "0",
+    report: Annotated[Path | None, typer.Option(help="Folder for the tables of samples and findings, and the data docs.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every sample of a raw folder and say what is wrong with it; nothing is converted."""
+    from scenemill.pipelines.human import print_validation, validation_json
+    from scenemill.pipelines.validate import validate as run
+
+    config = _config(source, input, None, splits, limit, workers, max_rejected)
+    with _progress(as_json) as on_progress:
+        result = run(config, report, on_progress)
+    _say(validation_json(result), as_json, lambda console: print_validation(console, result, report))
+    if result.rejected > config.rejected_allowed(result.folder.listed) or result.expected.blocks or not result.passed:
+        raise typer.Exit(3)
+
+
+@app.command()
+def verify(store: StoreArgument, as_json: AsJson = False) -> None:
+    """Read a store again, all of it, against its checksums, and name what is broken."""
+    from scenemill.pipelines.human import print_verified
+    from scenemill.transforms.verify import verify_store
+
+    with _progress(as_json) as on_progress:
+        verified = verify_store(store, lambda done, total: on_progress("Verifying parts", done, total))
+    _say(verified, as_json, lambda console: print_verified(console, store, verified))
+    if verified.broken:
+        raise typer.Exit(3)
+
+
+@app.command()
+def show(
+    store: StoreArgument,
+    key: Annotated[str | None, typer.Argument(help="A sample: scene/image.")] = None,
+    version: Version = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the sample's contact sheet to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Facts of a store, or of one sample; with --png its image, depth, labels and volume slices on one sheet."""
+    from scenemill.pipelines.human import print_sample, print_store, store_json
+    from scenemill.transforms.store import open_store
+
+    opened = open_store(store, version)
+    if key is None:
+        if png is not None:
+            raise ConfigError("--png draws one sample: give its key as well")
+        _say(store_json(opened), as_json, lambda console: print_store(console, opened))
+        return
+    if png is not None:
+        from scenemill.pipelines.sheet import write_sheet
+
+        write_sheet(opened.read(key), opened.layout.source, png)
+    _say(opened.facts(key), as_json, lambda console: print_sample(console, opened, key, png))
+
+
+@app.command()
+def versions(store: StoreArgument, as_json: AsJson = False) -> None:
+    """List the published versions of a store, newest first."""
+    from scenemill.pipelines.human import print_versions, versions_json
+
+    listed = versions_json(store)
+    _say(listed, as_json, lambda console: print_versions(console, listed))
+
+
+@app.command()
+def clean(
+    store: StoreArgument,
+    keep_versions: Annotated[int | None, typer.Option(min=1, help="Also forget versions older than the newest N.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no version names: leftovers of killed runs, and, if asked, old versions."""
+    from scenemill.pipelines.human import size
+    from scenemill.transforms.publish import locked
+    from scenemill.transforms.store import open_store
+    from scenemill.transforms.versions import clean as run
+
+    open_store(store)
+    with locked(store):
+        cleaned = run(store, keep_versions)
+    line = f"{store}: {len(cleaned.paths)} files removed, {size(cleaned.freed_byte)} freed, {cleaned.versions} versions forgotten"
+    _say(cleaned, as_json, lambda console: console.print(line))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""What the commands print: figures in human units, findings as something a person can act on."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from scenemill.transforms.store import Store, history
+
+if TYPE_CHECKING:
+    from scenemill.pipelines.ingest import Outcome
+    from scenemill.pipelines.plan import Forecast
+    from scenemill.pipelines.validate import Validation
+    from scenemill.transforms.verify import Verified
+
+_SEVERITIES = ("error", "warning", "info")
+_STYLES = {"error": "red", "warning": "yellow", "info": "dim"}
+_ROWS = 40
+
+
+def size(byte: float) -> str:
+    """Bytes in human units.
+
+    >>> size(1536), size(10_759_802)
+    ('1.5 KiB', '10.3 MiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if byte < 1024:
+            return f"{byte:.0f} {unit}" if unit == "B" else f"{byte:.1f} {unit}"
+        byte /= 1024
+    return f"{byte:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in human units.
+
+    >>> duration(4.2), duration(75), duration(7300)
+    ('4.2 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def _pairs(console: Console, rows: dict[str, Any]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(f"[dim]{name}[/]", str(value))
+    console.print(table)
+
+
+def summarize(findings: pa.Table) -> list[dict[str, Any]]:
+    """One row per check, field and severity: how many samples, and an example."""
+    groups: dict[tuple[int, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in findings.to_pylist():
+        groups[_SEVERITIES.index(row["severity"]), row["check"], row["field"]].append(row)
+    return [
+        {
+            "severity": _SEVERITIES[severity],
+            "check": check,
+            "field": field,
+            "samples": len({row["key"] for row in rows}),
+            **{name: rows[0][name] for name in ("key", "observed", "expected")},
+        }
+        for (severity, check, field), rows in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]), item[0]))
+    ]
+
+
+def print_findings(console: Console, findings: pa.Table) -> None:
+    """The summary of findings as a table."""
+    rows = summarize(findings)
+    if not rows:
+        console.print("Nothing found wrong.")
+        return
+    table = Table("severity", "check", "field", "samples", "for example", "observed", "expected", box=None, header_style="bold", padding=(0, 1))
+    for row in rows[:_ROWS]:
+        style = _STYLES[row["severity"]]
+        cells = (row["check"], row["field"], str(row["samples"]), _short(row["key"]), row["observed"], row["expected"])
+        table.add_row(f"[{style}]{row['severity']}[/]", *map(_plain, cells))
+    console.print(table)
+    if len(rows) > _ROWS:
+        console.print(f"and {len(rows) - _ROWS} more kinds of finding")
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _short(key: str) -> str:
+    return key if len(key) <= 32 else f"{key[:10]}…{key[-20:]}"
+
+
+def print_forecast(console: Console, forecast: "Forecast") -> None:
+    """What an ingest would do."""
+    _pairs(
+        console,
+        {
+            "samples": f"{forecast.listed} listed: {forecast.new} to build, {forecast.kept} in the store, {forecast.rejected_before} rejected before",
+            "parts": forecast.parts,
+            "to read": size(forecast.raw_byte),
+            "to write": f"about {size(forecast.stored_byte)}",
+            "time": f"about {duration(forecast.seconds)} on {forecast.workers} process(es)",
+            "measured": f"{1000 * forecast.seconds_per_sample:.0f} ms per sample in one process, on {forecast.tried} of the samples",
+        },
+    )
+    console.print("Nothing was written.")
+
+
+def print_outcome(console: Console, store: Path, outcome: "Outcome") -> None:
+    """The receipt of a run, and what was found."""
+    print_findings(console, outcome.findings)
+    if outcome.outcome == "unchanged":
+        console.print(f"Nothing to do: version {outcome.version} of {store} holds these very samples.")
+    _pairs(
+        console,
+        {
+            "store": store,
+            "version": outcome.version,
+            "samples": f"{outcome.listed} in = {outcome.stored} stored + {outcome.rejected} rejected ({outcome.new} new)",
+            "parts": f"{outcome.parts} ({outcome.parts_built} built now)",
+            "bytes": f"{size(outcome.raw_byte)} read, {size(outcome.stored_byte)} written",
+        },
+    )
+
+
+def validation_json(result: "Validation") -> dict[str, Any]:
+    """The result for machines."""
+    return {
+        "listed": result.folder.listed,
+        "passed": result.passed,
+        "rejected": result.rejected,
+        "findings": summarize(result.findings),
+        "expectations": result.expected.expectations,
+        "expectations_met": result.expected.met,
+        "failed": [str(failed) for failed in result.expected.failed],
+    }
+
+
+def print_validation(console: Console, result: "Validation", report: Path | None) -> None:
+    """The result for a person: worst first."""
+    print_findings(console, result.findings)
+    for failed in result.expected.failed:
+        console.print(f"[yellow]expectation[/] {_plain(str(failed))}")
+    source = result.folder.source
+    _pairs(
+        console,
+        {
+            "folder": source.root,
+            "form": f"{source.name}, volumes of {source.grid} voxels a side, images of {source.image[1]} x {source.image[0]} pixels",
+            "samples": f"{result.folder.listed} in = {result.passed} pass + {result.rejected} rejected",
+            "expectations": f"{result.expected.met} of {result.expected.expectations} met",
+            **({"report": report} if report else {}),
+        },
+    )
+
+
+def print_verified(console: Console, store: Path, verified: "Verified") -> None:
+    """What a verification saw."""
+    for broken in verified.broken[:_ROWS]:
+        where = f"part {broken.part}: " if broken.part else ""
+        console.print(f"[red]broken[/] {where}{broken.path}: {_plain(broken.problem)} ({len(broken.keys)} samples: {', '.join(broken.keys[:3])})")
+    verdict = f"[red]{len(verified.broken)} broken[/]; build them anew with: scenemill ingest ... --repair" if verified.broken else "[green]whole[/]"
+    console.print(f"{store}: {verified.versions} versions, {verified.parts} parts, {verified.files} files, {size(verified.size_byte)} read: {verdict}")
+
+
+def store_json(store: Store) -> dict[str, Any]:
+    """A store's facts for machines."""
+    splits: dict[str, int] = defaultdict(int)
+    for names in store.samples["splits"].to_pylist():
+        for name in names:
+            splits[name] += 1
+    return {
+        "store": str(store.root),
+        "version": store.version,
+        "parent": store.manifest["parent"],
+        "source": store.layout.source,
+        "grid": store.layout.grid,
+        "voxel_m": store.manifest["voxel_m"],
+        "image": list(store.layout.image),
+        "precision": store.layout.precision,
+        "error_max_voxel": store.manifest["error_max_voxel"],
+        "stored": len(store),
+        "rejected": store.manifest["rejected"],
+        "splits": dict(splits),
+        "parts": len(store.manifest["parts"]),
+        "samples_per_part": store.layout.samples_per_part,
+        "raw_byte": sum(store.samples["raw_byte"].to_pylist()),
+        "stored_byte": sum(store.samples["stored_byte"].to_pylist()),
+        "fields": [{"name": field.name, "axes": list(field.axes), "dtype": field.dtype, "unit": field.unit} for field in store.layout.fields],
+    }
+
+
+def print_store(console: Console, store: Store) -> None:
+    """A store's facts and fields."""
+    facts = store_json(store)
+    fields = Table("field", "axes", "stored as", "unit", "meaning", box=None, header_style="bold", padding=(0, 1))
+    for field in store.layout.fields:
+        fields.add_row(field.name, " ".join(field.axes), store.layout.storage(field).dtype, field.unit, field.meaning)
+    ratio = facts["stored_byte"] / max(1, facts["raw_byte"])
+    _pairs(
+        console,
+        {
+            "store": store.root,
+            "version": store.version,
+            "source": f"{facts['source']}: volumes of {facts['grid']} voxels of {facts['voxel_m']} m, images of {facts['image'][1]} x {facts['image'][0]}",
+            "samples": f"{facts['stored']} stored, {facts['rejected']} rejected; " + ", ".join(f"{n} {s}" for s, n in facts["splits"].items()),
+            "parts": f"{facts['parts']} of up to {facts['samples_per_part']} samples",
+            "bytes": f"{size(facts['stored_byte'])} for {size(facts['raw_byte'])} of raw files ({ratio:.2f}x)",
+            "precision": f"{facts['precision']}, largest error {facts['error_max_voxel']:.2g} voxel",
+        },
+    )
+    console.print(fields)
+    if len(store):
+        console.print(f"The first sample: scenemill show {store.root} {store.keys[0]} --png sheet.png", soft_wrap=True)
+
+
+def print_sample(console: Console, store: Store, key: str, png: Path | None) -> None:
+    """One sample's row of the samples table, and what was found about it."""
+    facts = store.facts(key)
+    names = {label["id"]: label["name"] for label in store.manifest["labels"]}
+    shown = {name: value for name, value in facts.items() if name not in ("files", "campose", "instances_2d", "instances_3d", "image", "scene")}
+    for name in ("classes_2d", "classes_3d"):
+        shown[name] = ", ".join(f"{i} {names.get(i, '?')}" for i in facts[name])
+    for name in ("intrinsics", "world_from_camera"):
+        shown[name] = " ".join(f"{value:.4g}" for value in facts[name]) if facts[name] else "none"
+    shown["fields"] = ", ".join(facts["fields"])
+    shown["splits"] = ", ".join(facts["splits"])
+    _pairs(console, shown)
+    files = Table("raw file", "size", "sha256", "fields", box=None, header_style="bold", padding=(0, 1))
+    for file in facts["files"]:
+        files.add_row(file["path"], size(file["size_byte"]), file["sha256"][:16], ", ".join(file["fields"]))
+    console.print(files)
+    found = store.findings.filter(pa.compute.equal(store.findings["key"], key))
+    if found.num_rows:
+        print_findings(console, found)
+    if png is not None:
+        console.print(f"contact sheet: {png}")
+
+
+def versions_json(root: Path) -> list[dict[str, Any]]:
+    """The published versions for machines, newest first; when and how long from the runs table."""
+    opened = history(root)
+    runs = {row["version"]: row for row in opened[0].runs.to_pylist() if row["version"]}
+    return [
+        {
+            "version": version.version,
+            "parent": version.manifest["parent"],
+            "published": runs[version.version]["started"].isoformat(timespec="seconds") if version.version in runs else None,
+            "stored": version.manifest["stored"],
+            "rejected": version.manifest["rejected"],
+            "parts": len(version.manifest["parts"]),
+        }
+        for version in opened
+    ]
+
+
+def print_versions(console: Console, listed: list[dict[str, Any]]) -> None:
+    """The versions as a table."""
+    table = Table("version", "published", "stored", "rejected", "parts", "follows", box=None, header_style="bold", padding=(0, 1))
+    for row in listed:
+        table.add_row(row["version"], row["published"] or "?", str(row["stored"]), str(row["rejected"]), str(row["parts"]), row["parent"] or "-")
+    console.print(table)

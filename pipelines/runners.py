@@ -1,0 +1,139 @@
+"""Running a function over groups of work with Beam on this machine. Keys, facts and receipts move; arrays never do."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability.api import beam_provision_api_pb2
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+from apache_beam.runners.portability.portable_runner import JobServiceHandle
+
+Group = TypeVar("Group")
+Tables = tuple[pa.Table, ...]
+
+
+def local_runner(options: PipelineOptions) -> fn_runner.FnApiRunner:
+    """Beam's runner on this machine, by construction: by name it would drop the options on the way to worker processes, and
+    ``DirectRunner`` would first try to fetch another runner's binary."""
+    provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=JobServiceHandle.encode_pipeline_options(options.get_all_options()))
+    return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
+
+
+def local_options(workers: int) -> PipelineOptions:
+    """One worker inside this process, or several processes."""
+    mode = "multi_processing" if workers > 1 else "in_memory"
+    return PipelineOptions(
+        direct_running_mode=mode, direct_num_workers=workers, save_main_session=False, default_sdk_harness_log_level="ERROR"
+    )
+
+
+@dataclass(frozen=True)
+class _Work(Generic[Group]):
+    """What a worker does with one numbered group: call, and leave the tables it returns as files for the driver."""
+
+    function: Callable[[Group], Tables]
+    folder: Path
+
+    def __call__(self, numbered: tuple[int, Group]) -> int:
+        number, group = numbered
+        for place, table in enumerate(self.function(group)):
+            pq.write_table(table, self.folder / f"{number}-{place}.tmp")
+            (self.folder / f"{number}-{place}.tmp").replace(self.folder / f"{number}-{place}.parquet")
+        (self.folder / f"{number}.done").touch()
+        return number
+
+
+def run_groups(
+    label: str,
+    function: Callable[[Group], Tables],
+    groups: Sequence[Group],
+    folder: Path,
+    workers: int,
+    on_done: Callable[[int], None] = lambda done: None,
+) -> Iterator[Tables]:
+    """Apply ``function`` to every group, on ``workers`` processes, and hand back its tables in the groups' order.
+
+    Args:
+        label: of the Beam step; reads as a sentence.
+        function: group -> small tables; importable by worker processes, and safe to repeat.
+        groups: small descriptions of work: keys, never arrays.
+        folder: an empty folder for what the workers return.
+        workers: 1 runs inside this process.
+        on_done: called now and then with the number of groups done.
+
+    Raises:
+        Whatever ``function`` raises, as itself with one worker and as RuntimeError with several.
+    """
+    if not groups:
+        return iter(())
+    workers = min(workers, len(groups))
+    options = local_options(workers)
+    watch = _Watch(folder, on_done)
+    with watch, _fail_fast(workers > 1), beam.Pipeline(runner=local_runner(options), options=options) as pipeline:
+        keyed = pipeline | "List groups" >> beam.Create(list(enumerate(groups)), reshuffle=False)
+        spread = keyed | "Spread over workers" >> beam.Reshuffle()
+        spread | label >> beam.Map(_Work(function, folder))
+    return _results(folder, len(groups))
+
+
+def _results(folder: Path, count: int) -> Iterator[Tables]:
+    for number in range(count):
+        files = sorted(folder.glob(f"{number}-*.parquet"))
+        yield tuple(pq.read_table(file) for file in files)
+        for file in files:
+            file.unlink()
+
+
+class _Watch:
+    """Counts finished groups in the background while the pipeline blocks."""
+
+    def __init__(self, folder: Path, on_done: Callable[[int], None]) -> None:
+        self._folder = folder
+        self._on_done = on_done
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _count(self) -> None:
+        self._on_done(sum(1 for _ in self._folder.glob("*.done")))
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.25):
+            self._count()
+
+    def __enter__(self) -> "_Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._count()
+
+
+class _fail_fast:
+    """End the process at once when a worker process is gone: Beam would wait for it for ever."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        if self._enabled:
+            self._before, threading.excepthook = threading.excepthook, _end_process
+
+    def __exit__(self, *error: object) -> None:
+        if self._enabled:
+            threading.excepthook = self._before
+
+
+def _end_process(args: threading.ExceptHookArgs) -> None:
+    logging.critical("a worker process is gone; run the same command again: finished parts are kept", exc_info=args.exc_value)
+    os._exit(70)

@@ -1,0 +1,63 @@
+"""The runs table: what each run did, when, and what it judged the samples table by. All that depends on time and place is here."""
+
+import importlib.metadata
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+import pyarrow as pa
+
+import scenemill
+from scenemill.schemas.config import IngestConfig
+from scenemill.schemas.tables import RUNS, table_of
+from scenemill.transforms.rows import write_rows
+from scenemill.validators.suites import Expected
+
+if TYPE_CHECKING:
+    from scenemill.pipelines.ingest import Outcome
+
+_SOFTWARE: Final = ("apache-beam", "great-expectations", "numcodecs", "numpy", "openexr", "pillow", "pyarrow", "zarr", "zlib-ng")
+
+
+class Run:
+    """One run: its id, and its clock from construction on."""
+
+    def __init__(self, config: IngestConfig, command: str) -> None:
+        self.started = datetime.now(UTC)
+        self.id = f"{self.started:%Y%m%dT%H%M%SZ}-{uuid4().hex[:6]}"
+        self._config = config
+        self._command = command
+        self._clock = time.monotonic()
+
+    def folder(self, store: Path) -> Path:
+        """Where the run keeps its row, its validation result and the data docs."""
+        return store / "runs" / self.id
+
+    @property
+    def seconds(self) -> float:
+        """Time since the run began."""
+        return time.monotonic() - self._clock
+
+    def write(self, store: Path, outcome: "Outcome", expected: Expected, findings: pa.Table | None = None) -> None:
+        """Write the run's row, and the findings where nothing was published that could hold them."""
+        row = {
+            "run": self.id,
+            "command": self._command,
+            "source": self._config.source,
+            "input": str(self._config.input),
+            "outcome": outcome.outcome,
+            "started": self.started,
+            "seconds": self.seconds,
+            "workers": self._config.workers,
+            **{name: getattr(outcome, name) for name in ("listed", "stored", "rejected", "new", "parts", "parts_built", "raw_byte", "stored_byte")},
+            "expectations": expected.expectations,
+            "expectations_met": expected.met,
+            "version": outcome.version,
+            "scenemill": scenemill.__version__,
+            "software": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _SOFTWARE),
+        }
+        write_rows(self.folder(store) / "run.parquet", table_of(RUNS, [row]))
+        if findings is not None:
+            write_rows(self.folder(store) / "findings.parquet", findings)

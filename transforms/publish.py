@@ -1,0 +1,167 @@
+"""Making files count: locks, whole writes, exclusive placement, the one swap, and removal. The only file that renames or deletes.
+
+Bytes come first and are flushed; then the number that says they exist. ``reached`` names the moments between; the fault tests kill
+the process at every one of them and compare what a second run makes of it with an unbroken run.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from scenemill.schemas.errors import ConfigError, Conflict
+
+WORK: Final = ".work"
+"""Folder for files not yet placed, below the store; whatever a killed run leaves there is removed by the next."""
+
+_LOCK: Final = ".scenemill.lock"
+
+STEPS: Final = (
+    "lock taken",
+    "sums written",
+    "shards written",
+    "shard placed",
+    "part tables written",
+    "receipt written",
+    "tables written",
+    "array documents written",
+    "version written",
+    "swapped",
+    "run written",
+)
+
+
+def reached(step: str) -> None:
+    """Mark a step; with ``SCENEMILL_KILL_AT=STEP`` or ``STEP:N`` the process dies here, the N-th time it comes by (fault tests)."""
+    assert step in STEPS, step
+    name, _, times = os.environ.get("SCENEMILL_KILL_AT", "").partition(":")
+    if name == step:
+        _passed.append(step)
+        if len(_passed) >= int(times or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+_passed: list[str] = []
+
+
+@contextmanager
+def locked(store: Path) -> Iterator[None]:
+    """Hold a store for one writer. The lock is the operating system's: it goes when the process does.
+
+    Raises:
+        Conflict: another run holds it.
+        ConfigError: the folder is something else than a store.
+    """
+    if store.exists() and not store.is_dir():
+        raise ConfigError(f"store {store}: is a file; give a folder")
+    if store.is_dir() and any(store.iterdir()) and not (store / _LOCK).exists():
+        raise ConfigError(f"store {store}: a folder with other things in it; give a new or empty folder")
+    store.mkdir(parents=True, exist_ok=True)
+    with (store / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(f"store {store}: another run is writing to it; wait for it to end, then run again") from error
+        (store / WORK).mkdir(exist_ok=True)
+        reached("lock taken")
+        yield
+
+
+def work_path(store: Path) -> Path:
+    """A new name in the store's work folder."""
+    (store / WORK).mkdir(exist_ok=True)
+    return store / WORK / uuid4().hex
+
+
+def store_of(path: Path) -> Path:
+    """The store that a path lies in: the nearest folder above it that holds a work folder, else the path's own folder."""
+    for folder in path.parents:
+        if (folder / WORK).is_dir():
+            return folder
+    return path.parent
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that any reader sees the old bytes or the new ones, also after a loss of power."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = work_path(store_of(path))
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)  # replace, not rename: rename fails on Windows when the target exists
+    _sync_folder(path.parent)
+
+
+def place(temporary: Path, target: Path, checksum: str) -> None:
+    """Give a finished file its final name, never over another file.
+
+    A file of the same bytes may stand there already (the same part, built before); anything else is another writer's.
+
+    Raises:
+        Conflict: other bytes stand there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(temporary, target)
+    except FileExistsError as error:
+        if checksum_of(target) != checksum:
+            raise Conflict(f"{target}: another run wrote this part; end all runs on the store, then run again") from error
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        if target.exists():
+            raise Conflict(f"{target}: another run wrote this part; end all runs on the store, then run again") from error
+        temporary.replace(target)  # a file system without links; the store's lock keeps others away
+    _sync_folder(target.parent)
+    temporary.unlink(missing_ok=True)
+
+
+def swap(path: Path, data: bytes, expected: bytes | None) -> None:
+    """Replace a file if it still holds what the caller saw; the caller holds the store's lock.
+
+    Raises:
+        Conflict: it holds something else.
+    """
+    found = path.read_bytes() if path.exists() else None
+    if found != expected:
+        raise Conflict(f"{path}: another run published first; run again")
+    write_whole(path, data)
+
+
+def checksum_of(path: Path) -> str:
+    """SHA-256 of a file, read a window at a time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove(path: Path) -> int:
+    """Remove a file or folder, if it is there.
+
+    Returns:
+        Bytes freed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        freed = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        shutil.rmtree(path)
+        return freed
+    if path.exists() or path.is_symlink():
+        freed = path.lstat().st_size
+        path.unlink()
+        return freed
+    return 0
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

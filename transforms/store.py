@@ -1,0 +1,249 @@
+"""A published store, as its readers see it: one version, whole, whatever is published meanwhile.
+
+The arrays are plain sharded Zarr v3: any reader opens them. ``Store`` adds what a plain reader does not know: which row is which
+sample, which fields a sample has, and that every file is as long as its receipt says.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, WrapperStore
+
+from scenemill.schemas.errors import ConfigError, Corrupt, NotPublished
+from scenemill.schemas.fields import Field, raw_orientation
+from scenemill.schemas.sample import Sample
+from scenemill.schemas.tables import FINDINGS, RUNS, SAMPLES
+from scenemill.transforms.layout import ROOT, Layout, shard_path, version_id
+from scenemill.transforms.parts import Receipt, read_receipt
+from scenemill.transforms.rows import read_rows
+
+_DOCUMENT_KEY: Final = "scenemill"
+
+
+def open_store(uri: str | Path, version: str | None = None) -> "Store":
+    """Open a published store for reading.
+
+    Args:
+        uri: its folder.
+        version: id of an older version, or the first digits of one; None for the newest.
+
+    Raises:
+        NotPublished: nothing is published there, or no such version.
+        Corrupt: the manifest is damaged.
+        WrongVersion: written by another format version.
+    """
+    root = Path(uri)
+    if version is None:
+        path = root / ROOT
+        if not path.is_file():
+            raise NotPublished(f'store {root}: nothing published here; "scenemill ingest SOURCE --input DIR --output {root}" makes one')
+        return Store(root, path)
+    found = sorted(path for path in version_files(root) if path.stem.startswith(version))
+    if len(found) != 1:
+        raise NotPublished(f'store {root}: {len(found)} versions start with {version!r}; "scenemill versions {root}" lists them')
+    return Store(root, found[0])
+
+
+def version_files(root: Path) -> list[Path]:
+    """The documents of all versions written, published or not."""
+    return sorted((root / "versions").glob("*.json"))
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The group document of one version, its manifest checked against its id.
+
+    Raises:
+        Corrupt: no such document, or altered.
+    """
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        manifest = document["attributes"][_DOCUMENT_KEY]
+        stated = manifest["version"]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise Corrupt(f"manifest {path}: cannot be read ({type(error).__name__}: {error}); restore it from versions/") from error
+    if version_id(manifest) != stated:
+        raise Corrupt(f"manifest {path}: differs from its id {stated}; restore it from versions/")
+    return document
+
+
+class _PinnedStore(WrapperStore[LocalStore]):
+    """The store's files with the group document of one version, so that Zarr readers see exactly that version."""
+
+    def __init__(self, store: LocalStore, document: bytes = b"") -> None:
+        super().__init__(store)
+        self._document = document
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        if key == ROOT and byte_range is None:
+            return prototype.buffer.from_bytes(self._document)
+        return await self._store.get(key, prototype, byte_range)
+
+
+class Store:
+    """One version of a published store; read-only.
+
+    Attributes:
+        root: its folder.
+        version: id of this version.
+        manifest: what the version is made of.
+        layout: sizes, source and precision.
+    """
+
+    def __init__(self, root: Path, document_path: Path) -> None:
+        document = read_document(document_path)
+        self.root = root
+        self.manifest: Mapping[str, Any] = document["attributes"][_DOCUMENT_KEY]
+        self.version: str = self.manifest["version"]
+        self.layout = Layout.from_manifest(self.manifest)
+        self._document = document
+        self._receipts: dict[str, Receipt] = {}
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r}, version={self.version!r}, source={self.layout.source!r}, samples={len(self)})"
+
+    def __len__(self) -> int:
+        return int(self.manifest["tables"]["samples"]["rows"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    @cached_property
+    def samples(self) -> pa.Table:
+        """The samples table, a row per sample, sorted by key (``schemas.tables.SAMPLES``)."""
+        return self._table("samples", SAMPLES)
+
+    @cached_property
+    def findings(self) -> pa.Table:
+        """The findings table: what was found wrong, and which samples were rejected for it (``schemas.tables.FINDINGS``)."""
+        return self._table("findings", FINDINGS)
+
+    @property
+    def runs(self) -> pa.Table:
+        """The runs table: one row per run on this store, oldest first (``schemas.tables.RUNS``)."""
+        files = sorted((self.root / "runs").glob("*/run.parquet"))
+        return ds.dataset(files, schema=RUNS).to_table() if files else RUNS.empty_table()
+
+    def _table(self, name: str, schema: pa.Schema) -> pa.Table:
+        held = self.manifest["tables"][name]
+        return read_rows(self.root / held["path"], schema, held["sha256"])
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Keys of all samples, sorted."""
+        return cast(list[str], self.samples["key"].to_pylist())
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {key: place for place, key in enumerate(self.keys)}
+
+    def keys_of(self, split: str) -> list[str]:
+        """Keys of the samples that a split list names, sorted."""
+        return [key for key, splits in zip(self.keys, self.samples["splits"].to_pylist(), strict=True) if split in splits]
+
+    @cached_property
+    def group(self) -> zarr.Group:
+        """This version's arrays as a Zarr group: plain Zarr, all rows, also those that hold no sample."""
+        return zarr.open_group(_PinnedStore(LocalStore(self.root, read_only=True), json.dumps(self._document).encode()), mode="r")
+
+    def facts(self, key: str) -> dict[str, Any]:
+        """A sample's row of the samples table.
+
+        Raises:
+            ConfigError: no such sample in this version.
+        """
+        if key not in self._places:
+            raise ConfigError(f"sample {key!r}: not in version {self.version} of {self.root}; .keys and .findings say what is")
+        return cast(dict[str, Any], self.samples.slice(self._places[key], 1).to_pylist()[0])
+
+    def read(self, key: str, fields: Sequence[str] | None = None, *, raw_volumes: bool = False) -> Sample:
+        """Read one sample.
+
+        Args:
+            key: ``scene/image``.
+            fields: names of the fields to read; None for all it has.
+            raw_volumes: True for volumes in the raw files' orientation instead of image-aligned.
+
+        Returns:
+            The sample, in the field table's dtypes, with its row of the samples table as facts.
+
+        Raises:
+            ConfigError: no such sample or field.
+            Corrupt: a file is missing, of another length, or fails a checksum.
+        """
+        facts = self.facts(key)
+        if unknown := sorted(set(fields or ()) - set(facts["fields"])):
+            raise ConfigError(f"sample {key!r} has no field {', '.join(unknown)}; it has {', '.join(facts['fields'])}")
+        wanted = [field for field in self.layout.fields if field.name in (facts["fields"] if fields is None else fields)]
+        arrays = {field.name: self._read_field(field, facts) for field in wanted}
+        if raw_volumes:
+            axes = raw_orientation(self.layout.source)
+            arrays.update({field.name: np.flip(arrays[field.name], axes) for field in wanted if field.is_volume})
+        return Sample(key, arrays, facts)
+
+    def _read_field(self, field: Field, facts: Mapping[str, Any]) -> NDArray[Any]:
+        path = shard_path(field, facts["row"] // self.layout.samples_per_part)
+        self.check_file(facts["part"], path)
+        array = cast("zarr.Array[Any]", self.group[field.name])
+        try:
+            stored = np.asarray(array[facts["row"]])
+        except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+            raise self._corrupt(facts["part"], path, f"sample {facts['key']} cannot be decoded ({error})") from error
+        return self.layout.storage(field).decode(stored, field.dtype)
+
+    def check_file(self, part: str, path: str) -> None:
+        """Refuse a file that is missing or of another length than its part's receipt says: Zarr would read it as fill values.
+
+        Raises:
+            Corrupt: it is.
+        """
+        expected = self.receipt(part).files[path]["size_byte"]
+        file = self.root / path
+        found = file.stat().st_size if file.is_file() else -1
+        if found != expected:
+            raise self._corrupt(part, path, "is missing" if found < 0 else f"has {found} bytes, its receipt says {expected}")
+
+    def receipt(self, part: str) -> Receipt:
+        """A part's receipt.
+
+        Raises:
+            Corrupt: missing or damaged.
+        """
+        if part not in self._receipts:
+            checksums = {held["id"]: held["receipt_sha256"] for held in self.manifest["parts"]}
+            receipt = read_receipt(self.root, part, checksums.get(part))
+            if receipt is None:
+                raise self._corrupt(part, f"parts/{part}/receipt.json", "is missing")
+            self._receipts[part] = receipt
+        return self._receipts[part]
+
+    def _corrupt(self, part: str, path: str, what: str) -> Corrupt:
+        return Corrupt(
+            f'part {part}: {path} {what}. Run "scenemill verify {self.root}" to see what is whole, and "scenemill ingest ... --repair" to rebuild it'
+        )
+
+
+def history(root: Path) -> list[Store]:
+    """The published versions, newest first: the current one and its ancestors that are still there.
+
+    Raises:
+        NotPublished: none.
+    """
+    versions = [open_store(root)]
+    while (parent := versions[-1].manifest["parent"]) is not None and (root / "versions" / f"{parent}.json").is_file():
+        versions.append(open_store(root, parent))
+    return versions
+
+

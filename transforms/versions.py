@@ -1,0 +1,219 @@
+"""Versions: from finished parts to one manifest, the swap that publishes it, and the removal of what no version names."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from scenemill.schemas.errors import Corrupt
+from scenemill.transforms import publish
+from scenemill.transforms.folders import sha256
+from scenemill.transforms.layout import ROOT, Layout, array_document, describe, group_document, hash_of, to_bytes
+from scenemill.transforms.parts import PartPlan, Receipt, part_folder, read_receipt
+from scenemill.transforms.rows import to_parquet
+from scenemill.transforms.store import Store, history, read_document, version_files
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A version not yet published.
+
+    Attributes:
+        layout: of the store.
+        samples, findings: its tables, in their final order.
+        manifest: what it is made of, without the id.
+    """
+
+    layout: Layout
+    samples: pa.Table
+    findings: pa.Table
+    manifest: Mapping[str, Any]
+
+
+def draft_version(
+    base: Store | None, layout: Layout, checks: str, receipts: Sequence[Receipt], store: Path, samples: pa.Table, findings: pa.Table, slots: int
+) -> Draft:
+    """Put a version together.
+
+    Args:
+        base: the version it follows.
+        layout: of the store.
+        checks: version of the checks that judged the samples.
+        receipts: of the parts built on top of it.
+        store: the folder.
+        samples, findings: the tables of the new version.
+        slots: number of shards ever given to a part.
+    """
+    tables = {name: _table_entry(name, table) for name, table in (("samples", samples), ("findings", findings))}
+    used = set(samples["part"].to_pylist())
+    before = [part for part in (base.manifest["parts"] if base else []) if part["id"] in used]
+    new = [_part_entry(store, receipt) for receipt in receipts if receipt.id in used]
+    parts = sorted(before + new, key=lambda part: int(part["slot"]))
+    rejected = {row["key"] for row in findings.select(["key", "rejected"]).to_pylist() if row["rejected"]}
+    manifest = {
+        **describe(layout),
+        "checks": checks,
+        "parent": base.version if base else None,
+        "parts": parts,
+        "slots": slots,
+        "tables": tables,
+        "stored": samples.num_rows,
+        "rejected": len(rejected),
+        "error_max_voxel": max([0.0, *samples["geometry_error_max_voxel"].to_pylist()]),
+    }
+    return Draft(layout, samples, findings, manifest)
+
+
+def _table_entry(name: str, table: pa.Table) -> dict[str, Any]:
+    data = to_parquet(table)
+    checksum = sha256(data)
+    return {"path": f"tables/{name}-{checksum[:16]}.parquet", "sha256": checksum, "size_byte": len(data), "rows": table.num_rows}
+
+
+def _part_entry(store: Path, receipt: Receipt) -> dict[str, Any]:
+    checksum = publish.checksum_of(part_folder(store, receipt.id) / "receipt.json")
+    return {"id": receipt.id, "slot": receipt.slot, "planned": receipt.planned, "stored": receipt.stored, "receipt_sha256": checksum}
+
+
+def rows_of_manifest(layout: Layout, manifest: Mapping[str, Any]) -> int:
+    """Length of the sample axis: up to the last row that a part of the version planned."""
+    return max((part["slot"] * layout.samples_per_part + part["planned"] for part in manifest["parts"]), default=0)
+
+
+def publish_version(store: Path, draft: Draft, expected: bytes | None) -> str:
+    """Write the version's tables and documents, then swap the root document: from then on readers see it whole.
+
+    Args:
+        store: the folder, locked by the caller.
+        draft: the version.
+        expected: bytes of the root document the draft was based on; None for none.
+
+    Returns:
+        The version's id.
+
+    Raises:
+        Conflict: another run published meanwhile.
+    """
+    rows = rows_of_manifest(draft.layout, draft.manifest)
+    for name, table in (("samples", draft.samples), ("findings", draft.findings)):
+        publish.write_whole(store / draft.manifest["tables"][name]["path"], to_parquet(table))
+    publish.reached("tables written")
+    for field in draft.layout.fields:  # for readers that open one array alone: larger first, so that no published row is cut off
+        publish.write_whole(store / field.name / ROOT, to_bytes(array_document(draft.layout, field, rows)))
+    publish.reached("array documents written")
+    document = to_bytes(group_document(draft.layout, rows, draft.manifest))
+    version = hash_of(dict(draft.manifest))
+    publish.write_whole(store / "versions" / f"{version}.json", document)
+    publish.reached("version written")
+    publish.swap(store / ROOT, document, expected)
+    publish.reached("swapped")
+    return version
+
+
+def prepare(store: Path, base: Store | None, planned: Iterable[PartPlan]) -> list[Receipt]:
+    """Make room for a run: keep finished parts of this very plan, remove what killed runs left half done.
+
+    Returns:
+        Receipts of the planned parts that are finished already.
+    """
+    plan = {part.id: part for part in planned}
+    keep = {part["id"] for held in _versions(store) for part in held["parts"]} | set(plan)
+    _empty(store / publish.WORK)
+    for document in store.glob(f"*/{ROOT}") if base is None else ():
+        publish.remove(document)
+    for folder in _folders(store / "parts"):
+        if folder.name not in keep:
+            publish.remove(folder)
+    receipts = {part: receipt for part in plan if (receipt := _finished(store, part)) is not None}
+    whole = {receipt.slot for receipt in receipts.values()}
+    first_free = base.manifest["slots"] if base else 0
+    for slot_folder in _slot_folders(store):
+        slot = int(slot_folder.name)
+        if slot >= first_free and slot not in whole:
+            publish.remove(slot_folder)
+    return [receipts[part] for part in plan if part in receipts]
+
+
+def _finished(store: Path, part: str) -> Receipt | None:
+    """The receipt of a part all of whose files are there; a receipt without its files is removed."""
+    try:
+        receipt = read_receipt(store, part)
+    except Corrupt:
+        receipt = None
+    if receipt is not None and all(_has_size(store / path, held["size_byte"]) for path, held in receipt.files.items()):
+        return receipt
+    publish.remove(part_folder(store, part))
+    return None
+
+
+def _has_size(path: Path, size_byte: int) -> bool:
+    return path.is_file() and path.stat().st_size == size_byte
+
+
+def _versions(store: Path) -> list[Mapping[str, Any]]:
+    return [read_document(path)["attributes"]["scenemill"] for path in version_files(store)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _slot_folders(store: Path) -> list[Path]:
+    """Every ``FIELD/c/SLOT`` folder of the store."""
+    return [path for chunks in sorted(store.glob("*/c")) for path in _folders(chunks) if path.name.isdigit()]
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        publish.remove(path)
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What a clean-up removed."""
+
+    versions: int
+    paths: tuple[str, ...]
+    freed_byte: int
+
+
+def clean(store: Path, keep_versions: int | None = None) -> Cleaned:
+    """Remove what no version names: leftovers of killed runs, and, if asked, versions older than the newest ``keep_versions``.
+
+    Args:
+        store: the folder, locked by the caller.
+        keep_versions: how many of the newest versions to keep; None for all.
+
+    Raises:
+        NotPublished: nothing is published.
+        Corrupt: a version's document is damaged; then nothing is removed.
+    """
+    kept = history(store)[:keep_versions]
+    named = {"zarr.json", *(f"versions/{version.version}.json" for version in kept)}
+    for version in kept:
+        named |= {table["path"] for table in version.manifest["tables"].values()}
+        for part in version.manifest["parts"]:
+            named |= {f"parts/{part['id']}/receipt.json", *version.receipt(part["id"]).files}
+    current = kept[0]
+    rows = rows_of_manifest(current.layout, current.manifest)
+    for field in current.layout.fields:
+        publish.write_whole(store / field.name / ROOT, to_bytes(array_document(current.layout, field, rows)))
+        named.add(f"{field.name}/{ROOT}")
+    before = {path.stem for path in version_files(store)}
+    freed, removed = 0, []
+    for folder in ("versions", "tables", "parts", publish.WORK, *(field.name for field in current.layout.fields)):
+        for path in sorted((store / folder).rglob("*")):
+            relative = path.relative_to(store).as_posix()
+            if path.is_file() and relative not in named:
+                freed += publish.remove(path)
+                removed.append(relative)
+        _remove_empty(store / folder)
+    return Cleaned(len(before - {version.version for version in kept}), tuple(removed), freed)
+
+
+def _remove_empty(folder: Path) -> None:
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        if not any(path.iterdir()):
+            publish.remove(path)
