@@ -27,12 +27,18 @@ app = typer.Typer(
 SourceName = Annotated[str, typer.Argument(help="front3d, matterport, synthetic_hospital or synthetic_warehouse.")]
 Input = Annotated[Path, typer.Option(help="Raw folder: the one that holds data/ and the split lists.")]
 Output = Annotated[Path, typer.Option(help="The store: a new folder, or one that holds a store already.")]
-Splits = Annotated[list[str] | None, typer.Option(help="Split lists, by name or NAME=FILE, several by comma. Default: all in the folder.")]
+Splits = Annotated[
+    list[str] | None, typer.Option(help="Split lists, by name or NAME=FILE, several by comma. Default: all in the folder.")
+]
 Limit = Annotated[int | None, typer.Option(help="Take at most this many samples, the first in key order.")]
 Workers = Annotated[int, typer.Option(help="Processes on this machine.")]
-MaxRejected = Annotated[str | None, typer.Option(help="Publish only if at most this many samples are rejected: 1% or 20. Default: no limit.")]
+MaxRejected = Annotated[
+    str | None, typer.Option(help="Publish only if at most this many samples are rejected: 1% or 20. Default: no limit.")
+]
 Precision = Annotated[str, typer.Option(help="How distances are stored: float32 (lossless), float16 or fixed16.")]
-SamplesPerPart = Annotated[int | None, typer.Option(help="Samples in one part (one shard of each array). Default: 64, or the store's own.")]
+SamplesPerPart = Annotated[
+    int | None, typer.Option(help="Samples in one part (one shard of each array). Default: 64, or the store's own.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.")]
 Version = Annotated[str | None, typer.Option(help="Id of an older version, or its first digits. Default: the newest.")]
@@ -86,7 +92,11 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _options(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False) -> None:
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -118,7 +128,14 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     elif not console.is_terminal:
         yield _log_line()
     else:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             tasks: dict[str, Any] = {}
 
@@ -164,7 +181,13 @@ def synth(
     from scenemill.transforms.worlds import write_world
 
     made = write_world(source, out, scenes=scenes, views=views, seed=seed, grid=grid)
-    _say(made, as_json, lambda console: console.print(f"{out}: {made.scenes} rooms, {made.views} views, {made.files} files, {size(made.size_bytes)}"))
+    _say(
+        made,
+        as_json,
+        lambda console: console.print(
+            f"{out}: {made.scenes} rooms, {made.views} views, {made.files} files, {size(made.size_bytes)}"
+        ),
+    )
 
 
 @app.command()

@@ -77,7 +77,18 @@ def print_findings(console: Console, findings: pa.Table) -> None:
     if not rows:
         console.print("Nothing found wrong.")
         return
-    table = Table("severity", "check", "field", "samples", "for example", "observed", "expected", box=None, header_style="bold", padding=(0, 1))
+    table = Table(
+        "severity",
+        "check",
+        "field",
+        "samples",
+        "for example",
+        "observed",
+        "expected",
+        box=None,
+        header_style="bold",
+        padding=(0, 1),
+    )
     for row in rows[:_ROWS]:
         style = _STYLES[row["severity"]]
         cells = (row["check"], row["field"], str(row["samples"]), _short(row["key"]), row["observed"], row["expected"])
@@ -100,12 +111,12 @@ def print_forecast(console: Console, forecast: "Forecast") -> None:
     _pairs(
         console,
         {
-            "samples": f"{forecast.listed} listed: {forecast.new} to build, {forecast.kept} in the store, {forecast.rejected_before} rejected before",
+            "samples": f"{forecast.listed} in: {forecast.new} to build, {forecast.kept} stored, {forecast.rejected_before} rejected before",
             "parts": forecast.parts,
             "to read": size(forecast.raw_byte),
             "to write": f"about {size(forecast.stored_byte)}",
             "time": f"about {duration(forecast.seconds)} on {forecast.workers} process(es)",
-            "measured": f"{1000 * forecast.seconds_per_sample:.0f} ms per sample in one process, on {forecast.tried} of the samples",
+            "measured": f"{1000 * forecast.seconds_per_sample:.0f} ms per sample in one process, on {forecast.tried} samples",
         },
     )
     console.print("Nothing was written.")
@@ -151,7 +162,7 @@ def print_validation(console: Console, result: "Validation", report: Path | None
         console,
         {
             "folder": source.root,
-            "form": f"{source.name}, volumes of {source.grid} voxels a side, images of {source.image[1]} x {source.image[0]} pixels",
+            "form": f"{source.name}, volumes of {source.grid}^3 voxels, images of {source.image[1]} x {source.image[0]} pixels",
             "samples": f"{result.folder.listed} in = {result.passed} pass + {result.rejected} rejected",
             "expectations": f"{result.expected.met} of {result.expected.expectations} met",
             **({"report": report} if report else {}),
@@ -163,9 +174,15 @@ def print_verified(console: Console, store: Path, verified: "Verified") -> None:
     """What a verification saw."""
     for broken in verified.broken[:_ROWS]:
         where = f"part {broken.part}: " if broken.part else ""
-        console.print(f"[red]broken[/] {where}{broken.path}: {_plain(broken.problem)} ({len(broken.keys)} samples: {', '.join(broken.keys[:3])})")
-    verdict = f"[red]{len(verified.broken)} broken[/]; build them anew with: scenemill ingest ... --repair" if verified.broken else "[green]whole[/]"
-    console.print(f"{store}: {verified.versions} versions, {verified.parts} parts, {verified.files} files, {size(verified.size_byte)} read: {verdict}")
+        samples = f"{len(broken.keys)} samples: {', '.join(broken.keys[:3])}" if broken.keys else "no sample's data"
+        console.print(f"[red]broken[/] {where}{broken.path}: {_plain(broken.problem)} ({samples})", soft_wrap=True)
+    verdict = (
+        f"[red]{len(verified.broken)} broken[/]; build them anew with: scenemill ingest ... --repair"
+        if verified.broken
+        else "[green]whole[/]"
+    )
+    read = f"{verified.versions} versions, {verified.parts} parts, {verified.files} files, {size(verified.size_byte)} read"
+    console.print(f"{store}: {read}: {verdict}", soft_wrap=True)
 
 
 def store_json(store: Store) -> dict[str, Any]:
@@ -191,7 +208,10 @@ def store_json(store: Store) -> dict[str, Any]:
         "samples_per_part": store.layout.samples_per_part,
         "raw_byte": sum(store.samples["raw_byte"].to_pylist()),
         "stored_byte": sum(store.samples["stored_byte"].to_pylist()),
-        "fields": [{"name": field.name, "axes": list(field.axes), "dtype": field.dtype, "unit": field.unit} for field in store.layout.fields],
+        "fields": [
+            {"name": field.name, "axes": list(field.axes), "dtype": field.dtype, "unit": field.unit}
+            for field in store.layout.fields
+        ],
     }
 
 
@@ -207,8 +227,10 @@ def print_store(console: Console, store: Store) -> None:
         {
             "store": store.root,
             "version": store.version,
-            "source": f"{facts['source']}: volumes of {facts['grid']} voxels of {facts['voxel_m']} m, images of {facts['image'][1]} x {facts['image'][0]}",
-            "samples": f"{facts['stored']} stored, {facts['rejected']} rejected; " + ", ".join(f"{n} {s}" for s, n in facts["splits"].items()),
+            "source": f"{facts['source']}: volumes of {facts['grid']}^3 voxels of {facts['voxel_m']} m, "
+            f"images of {facts['image'][1]} x {facts['image'][0]} pixels",
+            "samples": f"{facts['stored']} stored, {facts['rejected']} rejected; "
+            + ", ".join(f"{n} {s}" for s, n in facts["splits"].items()),
             "parts": f"{facts['parts']} of up to {facts['samples_per_part']} samples",
             "bytes": f"{size(facts['stored_byte'])} for {size(facts['raw_byte'])} of raw files ({ratio:.2f}x)",
             "precision": f"{facts['precision']}, largest error {facts['error_max_voxel']:.2g} voxel",
@@ -223,7 +245,11 @@ def print_sample(console: Console, store: Store, key: str, png: Path | None) -> 
     """One sample's row of the samples table, and what was found about it."""
     facts = store.facts(key)
     names = {label["id"]: label["name"] for label in store.manifest["labels"]}
-    shown = {name: value for name, value in facts.items() if name not in ("files", "campose", "instances_2d", "instances_3d", "image", "scene")}
+    shown = {
+        name: value
+        for name, value in facts.items()
+        if name not in ("files", "campose", "instances_2d", "instances_3d", "image", "scene")
+    }
     for name in ("classes_2d", "classes_3d"):
         shown[name] = ", ".join(f"{i} {names.get(i, '?')}" for i in facts[name])
     for name in ("intrinsics", "world_from_camera"):
@@ -263,5 +289,12 @@ def print_versions(console: Console, listed: list[dict[str, Any]]) -> None:
     """The versions as a table."""
     table = Table("version", "published", "stored", "rejected", "parts", "follows", box=None, header_style="bold", padding=(0, 1))
     for row in listed:
-        table.add_row(row["version"], row["published"] or "?", str(row["stored"]), str(row["rejected"]), str(row["parts"]), row["parent"] or "-")
+        table.add_row(
+            row["version"],
+            row["published"] or "?",
+            str(row["stored"]),
+            str(row["rejected"]),
+            str(row["parts"]),
+            row["parent"] or "-",
+        )
     console.print(table)

@@ -18,13 +18,13 @@ from scenemill.schemas.config import SAMPLES_PER_PART, IngestConfig
 from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, NotPublished, TooManyRejected
 from scenemill.schemas.tables import FINDINGS, SAMPLES, Finding, table_of
 from scenemill.transforms import publish, sums
-from scenemill.transforms.folders import find_root, split_rank
+from scenemill.transforms.folders import find_root, sha256, split_rank
 from scenemill.transforms.layout import CONVERSION, ROOT, Layout
 from scenemill.transforms.parts import PartPlan, PartWriter, Planned, Receipt, plan_parts, read_part_tables, read_receipt
 from scenemill.transforms.sources import Listed, Source, find_unlisted, list_samples, open_source
 from scenemill.transforms.store import Store, open_store
 from scenemill.transforms.verify import verify_store
-from scenemill.transforms.versions import Draft, draft_version, prepare, publish_version
+from scenemill.transforms.versions import Draft, draft_version, encode_frustum, prepare, publish_version
 from scenemill.validators.checks import CHECKS_VERSION
 from scenemill.validators.suites import Expected, expect
 
@@ -115,7 +115,9 @@ class Outcome:
     samples: pa.Table
 
 
-def read_folder(config: IngestConfig, remembered: Mapping[str, sums.Sums], layout: Layout | None, on_progress: OnProgress) -> Folder:
+def read_folder(
+    config: IngestConfig, remembered: Mapping[str, sums.Sums], layout: Layout | None, on_progress: OnProgress
+) -> Folder:
     """List the samples of a raw folder and sum their files, reading only those that changed since they were remembered.
 
     Raises:
@@ -133,13 +135,17 @@ def read_folder(config: IngestConfig, remembered: Mapping[str, sums.Sums], layou
     groups = [unknown[start : start + _SUM_GROUP] for start in range(0, len(unknown), _SUM_GROUP)]
     with TemporaryDirectory() as work:
         function = partial(sums.sums_tables, source)
-        done = run_groups("Sum raw files", function, groups, Path(work), 1, lambda done: on_progress("Summing raw files", done, len(groups)))
+        done = run_groups(
+            "Sum raw files", function, groups, Path(work), 1, lambda done: on_progress("Summing raw files", done, len(groups))
+        )
         for (table,) in done:
             known.update(sums.sums_from(table))
     found = {key: list(some) for key, some in findings.items()}
     for key in find_unlisted(config.source, root, everything):
-        found.setdefault(key, []).append(Finding("unlisted", "", "info", "in the folder, in no list that was read", "a list that names it"))
-    _compare_views(listed, known, found)
+        found.setdefault(key, []).append(
+            Finding("unlisted", "", "info", "in the folder, in no list that was read", "a list that names it")
+        )
+    _compare_views(listed, source.image, known, found)
     return Folder(source, tuple(listed), known, found)
 
 
@@ -148,8 +154,16 @@ def _is_fresh(source: Source, listed: Listed, remembered: Mapping[str, sums.Sums
     return held is not None and held.fingerprint == sums.fingerprint_of(source, listed)
 
 
-def _compare_views(listed: Sequence[Listed], known: Mapping[str, sums.Sums], found: dict[str, list[Finding]]) -> None:
-    """Findings for views of equal content under two keys, and for such views in two splits."""
+def _compare_views(
+    listed: Sequence[Listed], image: tuple[int, int], known: Mapping[str, sums.Sums], found: dict[str, list[Finding]]
+) -> None:
+    """Findings for views whose list states another image size, of equal content under two keys, and of such in two splits."""
+    for sample in listed:
+        if sample.size not in (None, image):
+            observed, expected = (" x ".join(map(str, size)) for size in (sample.size or (), image))
+            found.setdefault(sample.key, []).append(
+                Finding("list", "rgb", "warning", f"{observed} pixels by the list", f"{expected} pixels")
+            )
     same: dict[str, list[Listed]] = defaultdict(list)
     for sample in listed:
         if content := known[sample.key].content:
@@ -158,7 +172,9 @@ def _compare_views(listed: Sequence[Listed], known: Mapping[str, sums.Sums], fou
         for sample in group if len(group) > 1 else ():
             others = [other for other in group if other is not sample]
             names = ", ".join(other.key for other in others[:3])
-            found.setdefault(sample.key, []).append(Finding("duplicate", "", "warning", f"image, depth and labels of {names}", "every view once"))
+            found.setdefault(sample.key, []).append(
+                Finding("duplicate", "", "warning", f"image, depth and labels of {names}", "every view once")
+            )
             if strange := sorted({split for other in others for split in other.splits} - set(sample.splits)):
                 observed = f"the same content in {', '.join(strange)}"
                 found[sample.key].append(Finding("split_overlap", "", "warning", observed, "one split per view"))
@@ -196,13 +212,24 @@ def make_plan(config: IngestConfig, folder: Folder, base: Store | None, broken: 
 
 
 def _layout(config: IngestConfig, source: Source, base: Store | None) -> Layout:
+    encoded = encode_frustum(read_frustum(source)[0])
+    frustum = sha256(encoded) if encoded else ""
     if base is None:
-        return Layout(source.name, source.grid, source.image, config.samples_per_part or SAMPLES_PER_PART, config.precision)
+        return Layout(
+            source.name, source.grid, source.image, config.samples_per_part or SAMPLES_PER_PART, config.precision, frustum
+        )
     held = base.layout
-    asked = {"source": config.source, "precision": config.precision, "samples_per_part": config.samples_per_part or held.samples_per_part}
+    asked = {
+        "source": config.source,
+        "precision": config.precision,
+        "samples_per_part": config.samples_per_part or held.samples_per_part,
+        "frustum": frustum,
+    }
     for name, value in asked.items():
         if value != getattr(held, name):
-            raise ConfigError(f"store {base.root}: {name} is {getattr(held, name)!r}, not {value!r}; say the same, or use another store")
+            raise ConfigError(
+                f"store {base.root}: {name} is {getattr(held, name)!r}, not {value!r}; say the same, or use another store"
+            )
     return held
 
 
@@ -282,7 +309,12 @@ def _build(config: IngestConfig, folder: Folder, plan: Plan, finished: Sequence[
     with TemporaryDirectory(dir=store / publish.WORK) as work:
         before = len(finished)
         for _ in run_groups(
-            "Build parts", function, todo, Path(work), config.workers, lambda done: on_progress("Building parts", before + done, len(plan.parts))
+            "Build parts",
+            function,
+            todo,
+            Path(work),
+            config.workers,
+            lambda done: on_progress("Building parts", before + done, len(plan.parts)),
         ):
             pass
     receipts = [read_receipt(store, part.id) for part in plan.parts]
@@ -304,13 +336,17 @@ def _draft(store: Path, folder: Folder, plan: Plan, receipts: Sequence[Receipt])
     old_findings = base.findings if base else FINDINGS.empty_table()
     still = plan.kept | plan.still_rejected
     keep = [
-        row["check"] not in LIST_CHECKS if row["key"] in still else row["key"] not in covered and row["check"] not in ("unlisted", "frustum_mask")
+        row["check"] not in LIST_CHECKS
+        if row["key"] in still
+        else row["key"] not in covered and row["check"] not in ("unlisted", "frustum_mask")
         for row in old_findings.select(["key", "check"]).to_pylist()
     ]
     findings = [old_findings.filter(pa.array(keep, pa.bool_())), *(table for _, table in built), folder_findings(folder)]
     ordered = sort_findings(pa.concat_tables(findings))
     slots = max((part.slot + 1 for part in plan.parts), default=base.manifest["slots"] if base else 0)
-    return draft_version(base, plan.layout, CHECKS_VERSION, receipts, store, samples, ordered, slots)
+    return draft_version(
+        base, plan.layout, CHECKS_VERSION, receipts, store, samples, ordered, slots, encode_frustum(read_frustum(folder.source)[0])
+    )
 
 
 def with_splits(samples: pa.Table, listed: Sequence[Listed]) -> pa.Table:
@@ -318,7 +354,10 @@ def with_splits(samples: pa.Table, listed: Sequence[Listed]) -> pa.Table:
     today = {sample.key: list(sample.splits) for sample in listed}
     held = zip(samples["key"].to_pylist(), samples["splits"].to_pylist(), strict=True)
     splits = [today.get(key, before) for key, before in held]
-    columns = {"split": pa.array([names[0] for names in splits], pa.string()), "splits": pa.array(splits, SAMPLES.field("splits").type)}
+    columns = {
+        "split": pa.array([names[0] for names in splits], pa.string()),
+        "splits": pa.array(splits, SAMPLES.field("splits").type),
+    }
     for name, column in columns.items():
         samples = samples.set_column(samples.schema.get_field_index(name), SAMPLES.field(name), column)
     return samples
@@ -332,7 +371,9 @@ def sort_findings(findings: pa.Table) -> pa.Table:
 def folder_findings(folder: Folder) -> pa.Table:
     """Rows of the findings table about lists, between views, and of the folder itself."""
     rows = [
-        {"key": key, "digest": "", "rejected": finding.blocks, **asdict(finding)} for key, found in folder.findings.items() for finding in found
+        {"key": key, "digest": "", "rejected": finding.blocks, **asdict(finding)}
+        for key, found in folder.findings.items()
+        for finding in found
     ]
     rows += [{"key": "", "digest": "", "rejected": False, **asdict(finding)} for finding in read_frustum(folder.source)[1]]
     return table_of(FINDINGS, rows)
@@ -346,11 +387,14 @@ def _outcome(folder: Folder, plan: Plan, receipts: Sequence[Receipt], draft: Dra
     """
     keys = pa.array(sorted({*folder.sums, *folder.unnamed}), pa.string())
     samples = draft.samples.filter(pc.is_in(draft.samples["key"], keys))
-    findings = draft.findings.filter(pc.or_(pc.is_in(draft.findings["key"], keys), pc.is_in(draft.findings["check"], pa.array(LIST_CHECKS))))
+    findings = draft.findings.filter(
+        pc.or_(pc.is_in(draft.findings["key"], keys), pc.is_in(draft.findings["check"], pa.array(LIST_CHECKS)))
+    )
     rejected = set(findings.filter(findings["rejected"])["key"].to_pylist())
     if samples.num_rows + len(rejected) != folder.listed or rejected & set(samples["key"].to_pylist()):
         raise Corrupt(
-            f"{folder.listed} samples listed, but {samples.num_rows} stored and {len(rejected)} rejected; nothing was published, please report it"
+            f"{folder.listed} samples listed, but {samples.num_rows} stored and {len(rejected)} rejected: "
+            "nothing was published; please report it"
         )
     return Outcome(
         outcome="published",

@@ -58,7 +58,9 @@ def forecast(config: IngestConfig, on_progress: OnProgress = no_progress) -> For
     if trial.samples:
         with TemporaryDirectory() as store:
             layout = replace(plan.layout, samples_per_part=len(trial.samples))
-            build_part(folder.source, layout, Path(store), replace(trial, id="warm", samples=trial.samples[:1], slot=1))  # imports, fresh memory
+            build_part(
+                folder.source, layout, Path(store), replace(trial, id="warm", samples=trial.samples[:1], slot=1)
+            )  # imports, fresh memory
             start = time.monotonic()
             build_part(folder.source, layout, Path(store), trial)
             seconds = (time.monotonic() - start) / len(trial.samples)

@@ -23,7 +23,9 @@ Tables = tuple[pa.Table, ...]
 def local_runner(options: PipelineOptions) -> fn_runner.FnApiRunner:
     """Beam's runner on this machine, by construction: by name it would drop the options on the way to worker processes, and
     ``DirectRunner`` would first try to fetch another runner's binary."""
-    provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=JobServiceHandle.encode_pipeline_options(options.get_all_options()))
+    provision = beam_provision_api_pb2.ProvisionInfo(
+        pipeline_options=JobServiceHandle.encode_pipeline_options(options.get_all_options())
+    )
     return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
 
 

@@ -51,7 +51,10 @@ class Run:
             "started": self.started,
             "seconds": self.seconds,
             "workers": self._config.workers,
-            **{name: getattr(outcome, name) for name in ("listed", "stored", "rejected", "new", "parts", "parts_built", "raw_byte", "stored_byte")},
+            **{
+                name: getattr(outcome, name)
+                for name in ("listed", "stored", "rejected", "new", "parts", "parts_built", "raw_byte", "stored_byte")
+            },
             "expectations": expected.expectations,
             "expectations_met": expected.met,
             "version": outcome.version,

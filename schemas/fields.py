@@ -6,7 +6,7 @@ x and y to get them back); raw Matterport3D volumes are image-aligned already.
 """
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from scenemill.schemas.errors import ConfigError
 
@@ -57,7 +57,9 @@ _MATRIX = ("to", "from")
 
 _FIELDS: Final = (
     Field("rgb", (*_IMAGE, "channel"), "uint8", 0, "", "colour: red, green, blue", "rgb", codec=(5, "noshuffle")),
-    Field("depth", _IMAGE, "float32", 0.0, "m", "distance along the camera's Z axis; 0 is invalid", "depth", codec=(7, "bitshuffle")),
+    Field(
+        "depth", _IMAGE, "float32", 0.0, "m", "distance along the camera's Z axis; 0 is invalid", "depth", codec=(7, "bitshuffle")
+    ),
     Field("semantic_2d", _IMAGE, "uint8", 0, "", "class id of the pixel; 0 is void", "segmap:data[..., 0]", codec=(5, "noshuffle")),
     Field("instance_2d", _IMAGE, "uint16", 0, "", "instance id of the pixel, unique in its scene", "segmap:data[..., 1]"),
     Field(
@@ -69,10 +71,21 @@ _FIELDS: Final = (
         "truncated distance to the nearest surface: unsigned, 0..12; 12 is far, unobserved or outside the frustum",
         "geometry:data",
     ),
-    Field("semantic_3d", _VOLUME, "uint8", 0, "", "class id of the voxel; 0 is free space", "segmentation:data[0]", codec=(5, "noshuffle")),
+    Field(
+        "semantic_3d",
+        _VOLUME,
+        "uint8",
+        0,
+        "",
+        "class id of the voxel; 0 is free space",
+        "segmentation:data[0]",
+        codec=(5, "noshuffle"),
+    ),
     Field("instance_3d", _VOLUME, "uint16", 0, "", "instance id of the voxel", "segmentation:data[1]"),
     Field("weighting", _VOLUME, "uint8", 1, "", "loss weight of the voxel", "weighting:data", codec=(5, "noshuffle")),
-    Field("intrinsics", _MATRIX, "float64", 0.0, "pixel", "pinhole matrix K of the image; pixel centres are whole numbers", "constant"),
+    Field(
+        "intrinsics", _MATRIX, "float64", 0.0, "pixel", "pinhole matrix K of the image; pixel centres are whole numbers", "constant"
+    ),
     Field(
         "world_from_camera",
         _MATRIX,
@@ -90,7 +103,14 @@ _MATTERPORT_GEOMETRY: Final = (
 )
 _MATTERPORT_ONLY: Final = (
     Field(
-        "outside", _VOLUME, "bool", True, "", "True where the voxel lies outside the view's frustum", "geometry:mask", codec=(5, "noshuffle")
+        "outside",
+        _VOLUME,
+        "bool",
+        True,
+        "",
+        "True where the voxel lies outside the view's frustum",
+        "geometry:mask",
+        codec=(5, "noshuffle"),
     ),
     Field("room", _IMAGE, "uint16", 0, "", "room index of the pixel; 0 is the room of the view", "segmap:data[..., 2]"),
     Field(
@@ -119,7 +139,7 @@ def fields_of(source: str) -> tuple[Field, ...]:
     if source in FRONT3D_FORM:
         return _FIELDS
     if source == "matterport":
-        changed = {
+        changed: dict[str, dict[str, Any]] = {
             "geometry": {"fill": -12.0, "meaning": _MATTERPORT_GEOMETRY},
             "intrinsics": {"origin": "intrinsics"},
         }

@@ -73,6 +73,8 @@ class Sample:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sample) or self.key != other.key or set(self.arrays) != set(other.arrays):
             return False
-        return all(np.array_equal(array, other.arrays[name], equal_nan=array.dtype.kind == "f") for name, array in self.arrays.items())
+        return all(
+            np.array_equal(array, other.arrays[name], equal_nan=array.dtype.kind == "f") for name, array in self.arrays.items()
+        )
 
     __hash__ = None  # type: ignore[assignment]  # holds arrays

@@ -63,9 +63,13 @@ def find_lists(root: Path, splits: Sequence[str]) -> dict[str, Path]:
     """
     if splits:
         return dict(_named_list(root, split) for split in splits)
-    found = {path.stem: path for path in sorted(root.iterdir()) if path.suffix in (".json", ".txt") and path.is_file() and _is_list(path)}
+    found = {
+        path.stem: path for path in sorted(root.iterdir()) if path.suffix in (".json", ".txt") and path.is_file() and _is_list(path)
+    }
     if not found:
-        raise ConfigError(f"input {root}: no split list in it; expected train.json, val.json or test.json, or name one with --splits NAME=FILE")
+        raise ConfigError(
+            f"input {root}: no split list in it; expected train.json, val.json or test.json, or name one with --splits NAME=FILE"
+        )
     return dict(sorted(found.items(), key=lambda item: split_rank(item[0])))
 
 
@@ -107,7 +111,9 @@ def read_list(path: Path) -> Iterator[ListEntry]:
         return
     records = _load_json(path)
     if not isinstance(records, list):
-        raise ConfigError(f"split list {path}: holds {type(records).__name__}; expected an array of records with scene_id and image_id")
+        raise ConfigError(
+            f"split list {path}: holds {type(records).__name__}; expected an array of records with scene_id and image_id"
+        )
     for position, record in enumerate(records):
         yield _read_record(record, f"{path.name}[{position}]")
 
@@ -125,8 +131,8 @@ def _read_text_list(path: Path) -> Iterator[ListEntry]:
 def _read_record(record: object, where: str) -> ListEntry:
     if not isinstance(record, dict) or "scene_id" not in record or "image_id" not in record:
         return ListEntry(None, "no record with scene_id and image_id", where)
-    size = (record.get("height"), record.get("width"))
-    stated = size if all(type(side) is int and 0 < side <= 1 << 15 for side in size) else None
+    height, width = record.get("height"), record.get("width")
+    stated = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     rgb_path = record.get("file_name", "")
     if not isinstance(rgb_path, str) or len(rgb_path) > 1024:
         return ListEntry(None, "file_name is no path", where)

@@ -90,7 +90,9 @@ def read_segmap(data: bytes, targets: tuple[NDArray[Any], ...]) -> None:
     for channel, target in enumerate(targets):
         values = labels[..., channel]
         if values.min() < 0 or values.max() > np.iinfo(target.dtype).max:
-            raise SourceError("range", f"channel {channel} from {values.min()} to {values.max()}", f"0 to {np.iinfo(target.dtype).max}")
+            raise SourceError(
+                "range", f"channel {channel} from {values.min()} to {values.max()}", f"0 to {np.iinfo(target.dtype).max}"
+            )
         target[...] = values
 
 

@@ -5,7 +5,7 @@ with depth; an index is a voxel centre. The grid spans the same box of space at 
 0.06 m, 64 of 0.12 m. Formulas are those measured on the released volumes of both datasets.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def voxel_size_m(grid: int) -> float:
     return FULL_VOXEL_M * FULL_GRID / grid
 
 
-def scale_index(index: NDArray[np.float64] | float, from_grid: int, to_grid: int) -> NDArray[np.float64]:
+def scale_index(index: NDArray[Any] | float, from_grid: int, to_grid: int) -> NDArray[np.float64]:
     """The same point of space as an index of another resolution (voxel centres are whole numbers in both).
 
     >>> float(scale_index(0.5, 256, 128))
@@ -76,7 +76,8 @@ def frustum_corner(intrinsics: NDArray[np.float64], size: tuple[int, int]) -> ND
     >>> frustum_corner(np.array(FRONT3D_INTRINSICS), (320, 240)).round(4)
     array([-115.1092,  -86.2417,   13.3333])
     """
-    return _frustum_corners(intrinsics, size).min(axis=0)
+    corner: NDArray[np.float64] = _frustum_corners(intrinsics, size).min(axis=0)
+    return corner
 
 
 def _frustum_corners(intrinsics: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
@@ -154,7 +155,7 @@ def matterport_frustum(intrinsics: NDArray[np.float64], size: tuple[int, int], g
 
 
 def _between_near_and_far(depth_index: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return (depth_index >= _FRUSTUM_DEPTHS[0]) & (depth_index <= _FRUSTUM_DEPTHS[1])
+    return np.logical_and(depth_index >= _FRUSTUM_DEPTHS[0], depth_index <= _FRUSTUM_DEPTHS[1])
 
 
 def back_project(

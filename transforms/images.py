@@ -72,7 +72,11 @@ def _check_png_chunks(data: bytes) -> None:
         if end > len(data):
             raise SourceError("container", "a PNG chunk that ends behind the file", "a whole file")
         if zlib_ng.crc32(data[position + 4 : end - 4]) != struct.unpack(">I", data[end - 4 : end])[0]:
-            raise SourceError("checksum", f"PNG chunk {kind.decode('ascii', 'replace')} that differs from its checksum", "the bytes that were written")
+            raise SourceError(
+                "checksum",
+                f"PNG chunk {kind.decode('ascii', 'replace')} that differs from its checksum",
+                "the bytes that were written",
+            )
         position = end
 
 
@@ -112,7 +116,11 @@ def _check_exr_header(header: dict[str, Any], size: tuple[int, int]) -> None:
     low, high = header["dataWindow"].min, header["dataWindow"].max
     found = (high.y - low.y + 1, high.x - low.x + 1)
     if found != size or (low.x, low.y) != (0, 0):
-        raise SourceError("shape", f"data window from ({low.x}, {low.y}) of {found[0]} x {found[1]} pixels", f"{size[0]} x {size[1]} pixels from (0, 0)")
+        raise SourceError(
+            "shape",
+            f"data window from ({low.x}, {low.y}) of {found[0]} x {found[1]} pixels",
+            f"{size[0]} x {size[1]} pixels from (0, 0)",
+        )
     channels = header["channels"]
     if set(channels) != {"Z"}:
         raise SourceError("container", f"channels {', '.join(sorted(channels))[:80]}", "the single channel Z")

@@ -1,12 +1,13 @@
 """What a store looks like on disk, as pure functions: paths, Zarr documents, and the settings that decide its bytes.
 
-    zarr.json              the group, its arrays' shapes, and the manifest: what counts. Publishing swaps this one file
-    versions/ID.json       the same document for every version
-    FIELD/zarr.json        the array for readers that open it alone
-    FIELD/c/SLOT/0/0/0     one shard: the field of every sample of one part
-    parts/ID/              receipt.json, samples.parquet, findings.parquet of one part
-    tables/                samples and findings of a version, named by their content
-    runs/RUN/              what a run did: run.parquet, validation.json, data docs
+zarr.json              the group, its arrays' shapes, and the manifest: what counts. Publishing swaps this one file
+versions/ID.json       the same document for every version
+FIELD/zarr.json        the array for readers that open it alone
+FIELD/c/SLOT/0/0/0     one shard: the field of every sample of one part
+frustum/               one more array, without a sample axis: the frustum that all samples of a source in the 3D-Front form share
+parts/ID/              receipt.json, samples.parquet, findings.parquet of one part
+tables/                samples and findings of a version, named by their content
+runs/RUN/              what a run did: run.parquet, validation.json, data docs
 """
 
 import hashlib
@@ -29,6 +30,8 @@ CONVERSION: Final = "1"
 CHUNK: Final = 64
 _BLOCK_BYTE: Final = 1 << 19  # of blosc: larger than a shuffled plane needs, smaller than the cache
 ROOT: Final = "zarr.json"
+FRUSTUM: Final = "frustum"
+FRUSTUM_CHUNK: Final = "frustum/c/0/0/0"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Layout:
         image: (height, width) in pixels.
         samples_per_part: rows of one shard.
         precision: of distances.
+        frustum: SHA-256 of the stored frustum that serves all samples; "" where each carries its own.
     """
 
     source: str
@@ -48,6 +52,7 @@ class Layout:
     image: tuple[int, int]
     samples_per_part: int
     precision: str
+    frustum: str = ""
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -75,9 +80,11 @@ class Layout:
             WrongVersion: another format.
         """
         if manifest.get("format") != FORMAT:
-            raise WrongVersion(f"store format {manifest.get('format')!r}; this scenemill reads {FORMAT!r}: ingest the raw folder into a new store")
+            raise WrongVersion(
+                f"store format {manifest.get('format')!r}; this scenemill reads {FORMAT!r}: ingest the raw folder into a new store"
+            )
         held = manifest["layout"]
-        return cls(held["source"], held["grid"], tuple(held["image"]), held["samples_per_part"], held["precision"])
+        return cls(held["source"], held["grid"], tuple(held["image"]), held["samples_per_part"], held["precision"], held["frustum"])
 
 
 def shard_path(field: Field, slot: int) -> str:
@@ -105,6 +112,31 @@ def array_document(layout: Layout, field: Field, rows: int) -> dict[str, Any]:
         "dimension_names": ["sample", *field.axes],
         "storage_transformers": [],
     }
+
+
+def frustum_document(layout: Layout) -> dict[str, Any]:
+    """The Zarr v3 metadata of the frustum: (X, Y, Z) bool, True inside, in one chunk."""
+    shape = [layout.grid] * 3
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": "bool",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": False,
+        "codecs": [{"name": "bytes"}, {"name": "blosc", "configuration": FRUSTUM_BLOSC}, {"name": "crc32c"}],
+        "attributes": {
+            "unit": "",
+            "meaning": "True where the voxel lies inside the frustum of every view",
+            "source": "meta/frustum_mask.npz",
+        },
+        "dimension_names": ["x", "y", "z"],
+        "storage_transformers": [],
+    }
+
+
+FRUSTUM_BLOSC: Final = {"cname": "zstd", "clevel": 5, "shuffle": "noshuffle", "typesize": 1, "blocksize": _BLOCK_BYTE}
 
 
 def _sharding(layout: Layout, field: Field, storage: Storage) -> dict[str, Any]:
@@ -139,6 +171,8 @@ def item_size(dtype: str) -> int:
 def group_document(layout: Layout, rows: int, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The root ``zarr.json`` of one version: the group, every array's metadata, and the manifest among the attributes."""
     arrays = {field.name: array_document(layout, field, rows) for field in layout.fields}
+    if layout.frustum:
+        arrays[FRUSTUM] = frustum_document(layout)
     return {
         "zarr_format": 3,
         "node_type": "group",
@@ -157,7 +191,9 @@ def describe(layout: Layout) -> dict[str, Any]:
         "voxel_m": voxel_size_m(layout.grid),
         "orientation": "image-aligned: x to the image's right, y down, z with depth",
         "raw_orientation": f"flip axes {flipped[0]} and {flipped[1]} of a sample's volume" if flipped else "as stored",
-        "labels": [{"id": label.id, "name": label.name, "isthing": int(label.thing), "color": list(label.color)} for label in LABELS],
+        "labels": [
+            {"id": label.id, "name": label.name, "isthing": int(label.thing), "color": list(label.color)} for label in LABELS
+        ],
     }
 
 

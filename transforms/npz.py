@@ -11,7 +11,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,16 @@ from scenemill.schemas.errors import SourceError
 _GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 _LONGEST_HEADER: Final = 4096
 _ENCRYPTED: Final = 0x1
-_BROKEN: Final = (OSError, EOFError, ValueError, zlib_ng.error, zipfile.BadZipFile, struct.error, NotImplementedError, RecursionError)
+_BROKEN: Final[tuple[type[Exception], ...]] = (
+    OSError,
+    EOFError,
+    ValueError,
+    cast("type[Exception]", zlib_ng.error),
+    zipfile.BadZipFile,
+    struct.error,
+    NotImplementedError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,9 @@ def member_names(archive: bytes) -> list[str]:
     return [name.removesuffix(".npy") for name in names]
 
 
-def read_array(archive: bytes, member: str, shape: tuple[int, ...] | None, dtypes: Sequence[str], limit_byte: int = 1 << 26) -> NDArray[Any]:
+def read_array(
+    archive: bytes, member: str, shape: tuple[int, ...] | None, dtypes: Sequence[str], limit_byte: int = 1 << 26
+) -> NDArray[Any]:
     """A small array of an npz file, whole, in its own dtype and C order.
 
     Args:
@@ -162,7 +173,7 @@ def _caster(source: np.dtype[Any], target: np.dtype[Any], member: str) -> Callab
 def _planes(stream: io.BufferedIOBase, header: ArrayHeader) -> Iterator[NDArray[Any]]:
     """The array's last two axes, one plane after another, in one buffer that the next plane overwrites."""
     plane = np.empty(header.shape[-2:], header.dtype)
-    window = memoryview(plane.reshape(-1).view("u1"))
+    window = memoryview(plane.data).cast("B")
     for _ in range(math.prod(header.shape[:-2])):
         _fill(stream, window)
         yield plane
@@ -220,7 +231,9 @@ def _member_stream(archive: bytes, info: zipfile.ZipInfo) -> io.BufferedIOBase:
     if info.compress_type == zipfile.ZIP_DEFLATED:
         # A deflate stream between a gzip header and trailer: the gzip reader inflates into any buffer and checks the checksum.
         trailer = struct.pack("<II", info.CRC, info.file_size & 0xFFFFFFFF)
-        return gzip_ng.GzipNGFile(fileobj=io.BytesIO(b"".join((_GZIP_HEADER, body, trailer))), mode="rb")
+        return gzip_ng.GzipNGFile(  # type: ignore[no-untyped-call]
+            fileobj=io.BytesIO(b"".join((_GZIP_HEADER, body, trailer))), mode="rb"
+        )
     raise SourceError("container", f"zip method {info.compress_type}", "stored or deflated")
 
 

@@ -84,7 +84,14 @@ def plan_parts(layout: Layout, samples: Sequence[Planned], first_slot: int, chec
     for slot, start in enumerate(range(0, len(samples), size), first_slot):
         group = tuple(samples[start : start + size])
         held = [[sample.listed.key, sample.digest, sample.listed.rgb_path] for sample in group]
-        decides = {"format": FORMAT, "conversion": CONVERSION, "checks": checks, "layout": layout.to_json(), "slot": slot, "samples": held}
+        decides = {
+            "format": FORMAT,
+            "conversion": CONVERSION,
+            "checks": checks,
+            "layout": layout.to_json(),
+            "slot": slot,
+            "samples": held,
+        }
         parts.append(PartPlan(hash_of(decides), slot, group))
     return parts
 
@@ -174,7 +181,9 @@ class PartWriter:
 
     def append(self, position: int, sample: Sample, facts: Mapping[str, Any], findings: Sequence[Finding]) -> None:
         """Write a sample that passed as the ``position``-th of the part."""
-        stored_byte = sum(shard.append(position, sample[field.name]) for field, shard in self._shards.items() if field.name in sample)
+        stored_byte = sum(
+            shard.append(position, sample[field.name]) for field, shard in self._shards.items() if field.name in sample
+        )
         row = sample_row(sample, facts, findings)
         row["part"] = self._part.id
         row["row"] = self._part.slot * self._layout.samples_per_part + position

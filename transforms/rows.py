@@ -14,7 +14,7 @@ def to_parquet(table: pa.Table) -> bytes:
     """A table as the bytes of a Parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=1 << 14)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue())
 
 
 def write_rows(path: Path, table: pa.Table) -> dict[str, object]:

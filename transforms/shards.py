@@ -1,4 +1,4 @@
-"""Writing one Zarr shard as a stream: chunks of sample after sample, then the index. One sample in memory, whatever the shard's size.
+"""Writing one Zarr shard as a stream: chunks of sample after sample, then the index. One sample in memory at a time.
 
 A chunk that holds nothing but the fill value is not written; the index says so. Index and chunks carry a crc32c, so that a
 flipped bit is noticed by every Zarr reader.
@@ -7,6 +7,7 @@ flipped bit is noticed by every Zarr reader.
 import hashlib
 import itertools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,13 @@ _MISSING: Final = np.uint64(0xFFFFFFFFFFFFFFFF)
 _SHUFFLE: Final = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
 
 
+def encode_chunk(data: NDArray[Any], settings: Mapping[str, Any]) -> bytes:
+    """One chunk as it lies in a file: compressed by blosc, with its crc32c behind it."""
+    codec = Blosc(settings["cname"], settings["clevel"], _SHUFFLE[settings["shuffle"]], settings["blocksize"], settings["typesize"])
+    encoded = bytes(codec.encode(data))
+    return b"".join((encoded, google_crc32c.value(encoded).to_bytes(4, "little")))
+
+
 class ShardWriter:
     """Writes one field of one part to a temporary file.
 
@@ -30,16 +38,17 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, layout: Layout, field: Field) -> None:
-        settings = blosc_settings(field, layout.storage(field))
         self.path = path
         self.error_max = 0.0
         self._field = field
         self._storage = layout.storage(field)
         self._chunk = layout.chunk(field)
         counts = [size // chunk for size, chunk in zip(field.shape(layout.grid, layout.image), self._chunk, strict=True)]
-        self._corners = [tuple(i * c for i, c in zip(place, self._chunk, strict=True)) for place in itertools.product(*map(range, counts))]
+        self._corners = [
+            tuple(i * c for i, c in zip(place, self._chunk, strict=True)) for place in itertools.product(*map(range, counts))
+        ]
         self._index = np.full((layout.samples_per_part, len(self._corners), 2), _MISSING, "<u8")
-        self._codec = Blosc(settings["cname"], settings["clevel"], _SHUFFLE[settings["shuffle"]], settings["blocksize"], settings["typesize"])
+        self._settings = blosc_settings(field, self._storage)
         self._sum = hashlib.sha256()
         self._size = 0
         self._file = path.open("wb")
@@ -55,10 +64,9 @@ class ShardWriter:
             chunk = array[tuple(slice(start, start + size) for start, size in zip(corner, self._chunk, strict=True))]
             if self._field.is_volume and not (chunk != self._field.fill).any():
                 continue
-            encoded = self._codec.encode(self._to_stored(np.ascontiguousarray(chunk)))
-            self._index[row, number] = self._size, len(encoded) + 4
+            encoded = encode_chunk(self._to_stored(np.ascontiguousarray(chunk)), self._settings)
+            self._index[row, number] = self._size, len(encoded)
             self._write(encoded)
-            self._write(google_crc32c.value(encoded).to_bytes(4, "little"))
         return self._size - before
 
     def _to_stored(self, chunk: NDArray[Any]) -> NDArray[Any]:

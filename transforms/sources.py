@@ -6,7 +6,7 @@ A new source is a module with ``FILES`` (a ``RawFile`` per kind of file) and ``p
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -91,11 +91,13 @@ class Listed:
         key: ``scene/image``.
         splits: every list that names it, train first.
         rgb_path: the list's own path of the colour image, or "".
+        size: (height, width) of the image by the list, or None.
     """
 
     key: str
     splits: tuple[str, ...]
     rgb_path: str = ""
+    size: tuple[int, int] | None = None
 
 
 def _form(name: str) -> Any:
@@ -126,11 +128,11 @@ def list_samples(name: str, root: Path, splits: Sequence[str] = ()) -> tuple[lis
                 findings.setdefault(entry.where, []).append(Finding("list", "", "error", problem, "ids of an existing view"))
                 continue
             key = str(entry.key)
-            known = found.get(key, Listed(key, ()))
+            known = found.get(key, Listed(key, (), entry.rgb_path, entry.size))
             if split in known.splits:
                 findings.setdefault(key, []).append(Finding("list", "", "warning", f"twice in the list {split!r}", "once"))
                 continue
-            found[key] = Listed(key, (*known.splits, split), known.rgb_path or entry.rgb_path)
+            found[key] = replace(known, splits=(*known.splits, split))
     for key, listed in found.items():
         if len(listed.splits) > 1:
             observed = f"in the lists {', '.join(listed.splits)}"
@@ -161,7 +163,9 @@ def _names(folder: Path) -> Iterator[str]:
     return (path.name for path in folder.iterdir())
 
 
-def open_source(name: str, root: Path, listed: Sequence[Listed], grid: int | None = None, image: tuple[int, int] | None = None) -> Source:
+def open_source(
+    name: str, root: Path, listed: Sequence[Listed], grid: int | None = None, image: tuple[int, int] | None = None
+) -> Source:
     """The source, with the sizes that most of a few probed views have, unless they are given.
 
     Raises:
@@ -182,7 +186,9 @@ def open_source(name: str, root: Path, listed: Sequence[Listed], grid: int | Non
         except SourceError:
             continue  # the reader will find and tell it; here another view speaks for the folder
     if not grids or not sizes:
-        raise ConfigError(f"input {root}: no readable view among {min(len(listed), _PROBES)} tried; expected data/<scene>/ as {name} has it")
+        raise ConfigError(
+            f"input {root}: no readable view among {min(len(listed), _PROBES)} tried; expected data/<scene>/ as {name} has it"
+        )
     return Source(name, root, grids.most_common(1)[0][0], sizes.most_common(1)[0][0])
 
 
@@ -237,7 +243,15 @@ def read_sample(source: Source, listed: Listed, arrays: Arrays | None = None) ->
             if data is None:
                 continue
             sums[file.kind] = folders.sha256(data)
-            files.append({"kind": file.kind, "path": paths[file.kind], "size_byte": len(data), "sha256": sums[file.kind], "fields": file.fields})
+            files.append(
+                {
+                    "kind": file.kind,
+                    "path": paths[file.kind],
+                    "size_byte": len(data),
+                    "sha256": sums[file.kind],
+                    "fields": file.fields,
+                }
+            )
             file.decode(data, buffers, facts)
         except SourceError as error:
             sums.setdefault(file.kind, "unreadable")

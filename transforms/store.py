@@ -23,8 +23,9 @@ from scenemill.schemas.errors import ConfigError, Corrupt, NotPublished
 from scenemill.schemas.fields import Field, raw_orientation
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import FINDINGS, RUNS, SAMPLES
-from scenemill.transforms.layout import ROOT, Layout, shard_path, version_id
+from scenemill.transforms.layout import FRUSTUM, FRUSTUM_CHUNK, ROOT, Layout, shard_path, version_id
 from scenemill.transforms.parts import Receipt, read_receipt
+from scenemill.transforms.publish import checksum_of
 from scenemill.transforms.rows import read_rows
 
 _DOCUMENT_KEY: Final = "scenemill"
@@ -46,7 +47,9 @@ def open_store(uri: str | Path, version: str | None = None) -> "Store":
     if version is None:
         path = root / ROOT
         if not path.is_file():
-            raise NotPublished(f'store {root}: nothing published here; "scenemill ingest SOURCE --input DIR --output {root}" makes one')
+            raise NotPublished(
+                f'store {root}: nothing published here; "scenemill ingest SOURCE --input DIR --output {root}" makes one'
+            )
         return Store(root, path)
     found = sorted(path for path in version_files(root) if path.stem.startswith(version))
     if len(found) != 1:
@@ -158,6 +161,20 @@ class Store:
         """This version's arrays as a Zarr group: plain Zarr, all rows, also those that hold no sample."""
         return zarr.open_group(_PinnedStore(LocalStore(self.root, read_only=True), json.dumps(self._document).encode()), mode="r")
 
+    @cached_property
+    def frustum(self) -> NDArray[np.bool_] | None:
+        """(X, Y, Z) bool, True inside the frustum that all samples share; None where each carries its own in ``outside``.
+
+        Raises:
+            Corrupt: its file differs from its checksum.
+        """
+        if not self.layout.frustum:
+            return None
+        path = self.root / FRUSTUM_CHUNK
+        if not path.is_file() or checksum_of(path) != self.layout.frustum:
+            raise Corrupt(f'{path}: differs from its checksum. Run "scenemill ingest ... --repair"')
+        return np.asarray(cast("zarr.Array[Any]", self.group[FRUSTUM])[...])
+
     def facts(self, key: str) -> dict[str, Any]:
         """A sample's row of the samples table.
 
@@ -230,9 +247,8 @@ class Store:
         return self._receipts[part]
 
     def _corrupt(self, part: str, path: str, what: str) -> Corrupt:
-        return Corrupt(
-            f'part {part}: {path} {what}. Run "scenemill verify {self.root}" to see what is whole, and "scenemill ingest ... --repair" to rebuild it'
-        )
+        advice = f'"scenemill verify {self.root}" says what is whole, "scenemill ingest ... --repair" rebuilds it'
+        return Corrupt(f"part {part}: {path} {what}. {advice}")
 
 
 def history(root: Path) -> list[Store]:
@@ -245,5 +261,3 @@ def history(root: Path) -> list[Store]:
     while (parent := versions[-1].manifest["parent"]) is not None and (root / "versions" / f"{parent}.json").is_file():
         versions.append(open_store(root, parent))
     return versions
-
-

@@ -8,7 +8,7 @@ from typing import Any
 
 from scenemill.schemas.errors import Corrupt, StoreError
 from scenemill.transforms import publish
-from scenemill.transforms.layout import ROOT, array_document, group_document, to_bytes
+from scenemill.transforms.layout import FRUSTUM_CHUNK, ROOT, array_document, group_document, to_bytes
 from scenemill.transforms.parts import read_part_tables
 from scenemill.transforms.store import Store, history
 from scenemill.transforms.versions import rows_of_manifest
@@ -85,7 +85,9 @@ def _check_lineage(versions: list[Store]) -> list[Broken]:
 def _check_documents(version: Store, *, newest: bool) -> list[Broken]:
     root, manifest = version.root, version.manifest
     rows = rows_of_manifest(version.layout, manifest)
-    expected = to_bytes(group_document(version.layout, rows, {name: value for name, value in manifest.items() if name != "version"}))
+    expected = to_bytes(
+        group_document(version.layout, rows, {name: value for name, value in manifest.items() if name != "version"})
+    )
     documents = {f"versions/{version.version}.json": expected}
     if newest:
         documents[ROOT] = expected
@@ -94,6 +96,10 @@ def _check_documents(version: Store, *, newest: bool) -> list[Broken]:
         path = f"{field.name}/{ROOT}"
         if not _is_document(_read(root / path), array_document(version.layout, field, rows)):
             broken.append(Broken("", path, _difference(root / path)))
+    if (checksum := version.layout.frustum) and not (
+        (root / FRUSTUM_CHUNK).is_file() and publish.checksum_of(root / FRUSTUM_CHUNK) == checksum
+    ):
+        broken.append(Broken("", FRUSTUM_CHUNK, _difference(root / FRUSTUM_CHUNK)))
     for held in manifest["tables"].values():
         path = root / held["path"]
         if not path.is_file() or publish.checksum_of(path) != held["sha256"]:
@@ -101,7 +107,13 @@ def _check_documents(version: Store, *, newest: bool) -> list[Broken]:
     if broken:
         return broken
     if version.samples.num_rows != manifest["stored"] or len(set(version.keys)) != manifest["stored"]:
-        broken.append(Broken("", manifest["tables"]["samples"]["path"], f"holds {version.samples.num_rows} rows, the manifest says {manifest['stored']}"))
+        broken.append(
+            Broken(
+                "",
+                manifest["tables"]["samples"]["path"],
+                f"holds {version.samples.num_rows} rows, the manifest says {manifest['stored']}",
+            )
+        )
     return broken
 
 
@@ -120,7 +132,9 @@ def _check_part(version: Store, part: str) -> tuple[list[Broken], int, int]:
         try:
             samples, _ = read_part_tables(version.root, receipt)
             if samples.num_rows != receipt.stored or receipt.stored + receipt.rejected != receipt.planned:
-                broken.append(Broken(part, f"parts/{part}/samples.parquet", f"{samples.num_rows} rows, receipt says {receipt.stored}", keys))
+                broken.append(
+                    Broken(part, f"parts/{part}/samples.parquet", f"{samples.num_rows} rows, receipt says {receipt.stored}", keys)
+                )
         except Corrupt as error:
             broken.append(Broken(part, f"parts/{part}", str(error), keys))
     return broken, len(receipt.files) + 1, sum(held["size_byte"] for held in receipt.files.values())

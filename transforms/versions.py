@@ -5,14 +5,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from scenemill.schemas.errors import Corrupt
 from scenemill.transforms import publish
 from scenemill.transforms.folders import sha256
-from scenemill.transforms.layout import ROOT, Layout, array_document, describe, group_document, hash_of, to_bytes
+from scenemill.transforms.layout import (
+    FRUSTUM,
+    FRUSTUM_BLOSC,
+    FRUSTUM_CHUNK,
+    ROOT,
+    Layout,
+    array_document,
+    describe,
+    frustum_document,
+    group_document,
+    hash_of,
+    to_bytes,
+)
 from scenemill.transforms.parts import PartPlan, Receipt, part_folder, read_receipt
 from scenemill.transforms.rows import to_parquet
+from scenemill.transforms.shards import encode_chunk
 from scenemill.transforms.store import Store, history, read_document, version_files
 
 
@@ -24,16 +39,31 @@ class Draft:
         layout: of the store.
         samples, findings: its tables, in their final order.
         manifest: what it is made of, without the id.
+        frustum: the stored form of the frustum that all samples share, or b"".
     """
 
     layout: Layout
     samples: pa.Table
     findings: pa.Table
     manifest: Mapping[str, Any]
+    frustum: bytes
+
+
+def encode_frustum(mask: NDArray[np.bool_] | None) -> bytes:
+    """A frustum as it is stored; b"" for none."""
+    return b"" if mask is None else encode_chunk(np.ascontiguousarray(mask), FRUSTUM_BLOSC)
 
 
 def draft_version(
-    base: Store | None, layout: Layout, checks: str, receipts: Sequence[Receipt], store: Path, samples: pa.Table, findings: pa.Table, slots: int
+    base: Store | None,
+    layout: Layout,
+    checks: str,
+    receipts: Sequence[Receipt],
+    store: Path,
+    samples: pa.Table,
+    findings: pa.Table,
+    slots: int,
+    frustum: bytes,
 ) -> Draft:
     """Put a version together.
 
@@ -45,6 +75,7 @@ def draft_version(
         store: the folder.
         samples, findings: the tables of the new version.
         slots: number of shards ever given to a part.
+        frustum: from ``encode_frustum``.
     """
     tables = {name: _table_entry(name, table) for name, table in (("samples", samples), ("findings", findings))}
     used = set(samples["part"].to_pylist())
@@ -63,7 +94,7 @@ def draft_version(
         "rejected": len(rejected),
         "error_max_voxel": max([0.0, *samples["geometry_error_max_voxel"].to_pylist()]),
     }
-    return Draft(layout, samples, findings, manifest)
+    return Draft(layout, samples, findings, manifest, frustum)
 
 
 def _table_entry(name: str, table: pa.Table) -> dict[str, Any]:
@@ -74,7 +105,13 @@ def _table_entry(name: str, table: pa.Table) -> dict[str, Any]:
 
 def _part_entry(store: Path, receipt: Receipt) -> dict[str, Any]:
     checksum = publish.checksum_of(part_folder(store, receipt.id) / "receipt.json")
-    return {"id": receipt.id, "slot": receipt.slot, "planned": receipt.planned, "stored": receipt.stored, "receipt_sha256": checksum}
+    return {
+        "id": receipt.id,
+        "slot": receipt.slot,
+        "planned": receipt.planned,
+        "stored": receipt.stored,
+        "receipt_sha256": checksum,
+    }
 
 
 def rows_of_manifest(layout: Layout, manifest: Mapping[str, Any]) -> int:
@@ -99,6 +136,9 @@ def publish_version(store: Path, draft: Draft, expected: bytes | None) -> str:
     rows = rows_of_manifest(draft.layout, draft.manifest)
     for name, table in (("samples", draft.samples), ("findings", draft.findings)):
         publish.write_whole(store / draft.manifest["tables"][name]["path"], to_parquet(table))
+    if draft.layout.frustum:
+        publish.write_whole(store / FRUSTUM_CHUNK, draft.frustum)
+        publish.write_whole(store / FRUSTUM / ROOT, to_bytes(frustum_document(draft.layout)))
     publish.reached("tables written")
     for field in draft.layout.fields:  # for readers that open one array alone: larger first, so that no published row is cut off
         publish.write_whole(store / field.name / ROOT, to_bytes(array_document(draft.layout, field, rows)))
@@ -201,9 +241,11 @@ def clean(store: Path, keep_versions: int | None = None) -> Cleaned:
     for field in current.layout.fields:
         publish.write_whole(store / field.name / ROOT, to_bytes(array_document(current.layout, field, rows)))
         named.add(f"{field.name}/{ROOT}")
+    if current.layout.frustum:
+        named |= {FRUSTUM_CHUNK, f"{FRUSTUM}/{ROOT}"}
     before = {path.stem for path in version_files(store)}
     freed, removed = 0, []
-    for folder in ("versions", "tables", "parts", publish.WORK, *(field.name for field in current.layout.fields)):
+    for folder in ("versions", "tables", "parts", FRUSTUM, publish.WORK, *(field.name for field in current.layout.fields)):
         for path in sorted((store / folder).rglob("*")):
             relative = path.relative_to(store).as_posix()
             if path.is_file() and relative not in named:

@@ -5,9 +5,9 @@ For the demo, the tests, and training without the licensed datasets. A scene is 
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -48,17 +48,16 @@ _YAWS: Final = 6  # of a Matterport3D panorama, 60 degrees apart
 _FLOOR_GAP_M: Final = 0.008  # furniture hovers by this, so that no two faces coincide and every voxel has one nearest face
 _SEAM_M: Final = 0.002  # walls, floor and ceiling reach this far beyond each other, so that no ray slips out between two of them
 _CLEARANCE_M: Final = 0.5  # from a camera to anything: keeps depth above 0.43 m at the edge of the image
-_THUMBNAIL: Final = (40, 30)  # a quick look at a candidate view
-_CANDIDATES: Final = 20
-_GLANCES: Final = 40  # into a new room, to find all classes
+_THUMBNAIL: Final = (40, 30)  # the image of a glance
+_GLANCES: Final = 40  # into a new room, to find all classes; the best so many stay for later views
+_FRESH_GLANCES: Final = 8  # more of them for every view
 _FEWEST_THINGS: Final = 3
 _AGREEMENT: Final = 0.97  # of image and volume labels; the released views have at least 0.98
 _APART_M: Final = 0.06  # between pieces of furniture
 _ATTEMPTS: Final = 60  # to place one piece
 _FEWEST_SPOTS: Final = 60  # of a 10 cm lattice
-_NOTABLE: Final = 6  # thumbnail pixels, of 64 image pixels each, from which something counts as seen
+_NOTABLE: Final = 6  # pixels of a glance, 64 of the image each, from which something counts as seen
 
-Object = tuple[int, int]  # class, instance id
 Part = tuple[float, float, float, float, float, float, float]  # x, x, y, y, z, z, brightness; the wall is at +y
 
 
@@ -94,6 +93,14 @@ class Room:
     boxes: tuple[Box, ...]
     hollow: Box
     spots: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Glance:
+    """A camera and what it shows at a quick look, as (class, instance id)."""
+
+    camera: Camera
+    objects: frozenset[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -186,14 +193,14 @@ def _write_front3d_scene(root: Path, seed: int, scene: int, views: int, grid: in
     rng = np.random.default_rng([seed, scene, 0])
     scene_id = str(uuid.UUID(bytes=rng.bytes(16), version=4))
     numbers = np.sort(rng.choice(_image_numbers(views), views, replace=False))
-    room, room_id = furnish_room(rng), int(rng.integers(1, 20))
+    room, pool = furnish_room(rng)
+    room_id = int(rng.integers(1, 20))
     columns = frustum_columns("front3d", grid, FRONT3D_INTRINSICS)
     folder = root / "data" / scene_id
     folder.mkdir(parents=True)
-    seen: set[Object] = set()
+    seen: set[tuple[int, int]] = set()
     for position, number in enumerate(numbers):
-        view = _find_view(room, columns, seen, np.random.default_rng([seed, scene, position + 1]))
-        seen |= _notable_objects(room.boxes, view.hit, _NOTABLE * (IMAGE_SIZE[0] // _THUMBNAIL[0]) ** 2)
+        view = _find_view(room, pool, seen, columns, np.random.default_rng([seed, scene, position + 1]))
         write_front3d_view(folder, f"{number:04d}", view, room_id)
     return [(scene_id, f"{number:04d}") for number in numbers]
 
@@ -202,7 +209,7 @@ def _write_matterport_scene(root: Path, seed: int, scene: int, views: int, grid:
     rng = np.random.default_rng([seed, scene, 0])
     letters = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz123456789"
     scene_id = "".join(letters[index] for index in rng.integers(len(letters), size=11))
-    room = furnish_room(rng)
+    room, _ = furnish_room(rng)
     for tree in ("data", "depth_gen", "room_mask"):
         (root / tree / scene_id).mkdir(parents=True)
     images = []
@@ -220,7 +227,7 @@ def _write_matterport_scene(root: Path, seed: int, scene: int, views: int, grid:
 
 def _panorama_camera(room: Room, angle: int, rot: int, rng: np.random.Generator) -> tuple[Camera, str]:
     """One camera of a panorama and the panorama's name: all share the spot and the heading of yaw 0."""
-    x, y = min(rng.choice(room.spots, _CANDIDATES), key=lambda spot: float(np.hypot(*(spot - room.hollow.centre[:2]))))
+    x, y = min(rng.choice(room.spots, _FRESH_GLANCES), key=lambda spot: float(np.hypot(*(spot - room.hollow.centre[:2]))))
     heading = rng.uniform(0.0, 2 * np.pi) + rot * 2 * np.pi / _YAWS
     return Camera((x, y, _MATTERPORT_HEIGHT_M[angle]), heading, _MATTERPORT_INTRINSICS[angle]), rng.bytes(16).hex()
 
@@ -233,45 +240,44 @@ def _take_view(boxes: Sequence[Box], camera: Camera, columns: Columns, rng: np.r
     return View(boxes, camera, columns, shade(boxes, camera, depth_m, hit, rng), depth_m, hit, distance, nearest, hidden)
 
 
-def _find_view(room: Room, columns: Columns, seen: set[Object], rng: np.random.Generator) -> View:
-    """A view whose image and volume agree as those of 3D-Front do; rooms where none exists are not furnished."""
-    views = (_take_view(room.boxes, camera, columns, rng) for camera in _candidate_cameras(room, seen, rng))
-    return next(view for view in views if _image_agrees_with_volume(view))
+def _find_view(
+    room: Room, pool: list[Glance], seen: set[tuple[int, int]], columns: Columns, rng: np.random.Generator
+) -> View:
+    """The view that shows most of what no view of the scene has shown yet; takes it out of ``pool`` and notes it in ``seen``."""
+    while True:
+        pool += _glance_around(room, _FRESH_GLANCES, rng)
+        pool.sort(key=lambda glance: _novelty(glance, seen))
+        del pool[:-_GLANCES]
+        best = pool.pop()
+        view = _take_view(room.boxes, best.camera, columns, rng)
+        if _image_agrees_with_volume(view):
+            seen |= best.objects
+            return view
 
 
-def _candidate_cameras(room: Room, seen: set[Object], rng: np.random.Generator) -> Iterator[Camera]:
-    """Cameras without end, of each batch those first that show most of what is not in ``seen``."""
-    for _ in count():
-        glances = [_glance(room, rng) for _ in range(_CANDIDATES)]
-        rated = [(_novelty(objects, seen), index) for index, (_, objects) in enumerate(glances) if _worth_a_view(objects)]
-        yield from (glances[index][0] for _, index in sorted(rated, reverse=True))
-
-
-def _glance(room: Room, rng: np.random.Generator) -> tuple[Camera, set[Object]]:
-    """A random camera, aimed at any point of the floor, and what it shows."""
-    (x, y), aim = rng.choice(room.spots), rng.uniform(0.0, 2.0, 2) * room.hollow.half[:2]
-    camera = Camera((x, y, _FRONT3D_HEIGHT_M), float(np.arctan2(aim[1] - y, aim[0] - x)), FRONT3D_INTRINSICS)
+def _glance_around(room: Room, times: int, rng: np.random.Generator) -> list[Glance]:
+    """Random cameras, each aimed at any point of the floor, of which those stay that show a wall, floor and a few things."""
     small = adjust_intrinsics(np.array(FRONT3D_INTRINSICS), IMAGE_SIZE, _THUMBNAIL)
-    return camera, _notable_objects(room.boxes, cast_rays(place(room.boxes, camera), small, _THUMBNAIL)[1], _NOTABLE)
+    glances = []
+    for x, y in rng.choice(room.spots, times):
+        aim_x, aim_y = rng.uniform(0.0, 2.0, 2) * room.hollow.half[:2]
+        camera = Camera((x, y, _FRONT3D_HEIGHT_M), float(np.arctan2(aim_y - y, aim_x - x)), FRONT3D_INTRINSICS)
+        _, hit = cast_rays(place(room.boxes, camera), small, _THUMBNAIL)
+        objects = _notable_objects(room.boxes, hit)
+        classes = [semantic for semantic, _ in objects]
+        if WALL in classes and FLOOR in classes and sum(semantic < WALL for semantic in classes) >= _FEWEST_THINGS:
+            glances.append(Glance(camera, objects))
+    return glances
 
 
-def _worth_a_view(objects: set[Object]) -> bool:
-    classes = [semantic for semantic, _ in objects]
-    return WALL in classes and FLOOR in classes and sum(semantic < WALL for semantic in classes) >= _FEWEST_THINGS
+def _notable_objects(boxes: Sequence[Box], hit: NDArray[np.uint8]) -> frozenset[tuple[int, int]]:
+    pixels = Counter((boxes[box].semantic, boxes[box].instance) for box in hit.ravel())
+    return frozenset(seen for seen, size in pixels.items() if size >= _NOTABLE)
 
 
-def _notable_objects(boxes: Sequence[Box], hit: NDArray[np.uint8], fewest: int) -> set[Object]:
-    """What fills at least ``fewest`` pixels."""
-    pixels: dict[Object, int] = {}
-    for box, size in zip(boxes, np.bincount(hit.ravel(), minlength=len(boxes)), strict=True):
-        key = (box.semantic, box.instance)
-        pixels[key] = pixels.get(key, 0) + int(size)
-    return {key for key, size in pixels.items() if size >= fewest}
-
-
-def _novelty(objects: set[Object], seen: set[Object]) -> int:
-    new_classes = {semantic for semantic, _ in objects} - {semantic for semantic, _ in seen}
-    return 100 * len(new_classes) + 2 * len(objects - seen) + len(objects)
+def _novelty(glance: Glance, seen: set[tuple[int, int]]) -> int:
+    new_classes = {semantic for semantic, _ in glance.objects} - {semantic for semantic, _ in seen}
+    return 100 * len(new_classes) + 2 * len(glance.objects - seen) + len(glance.objects)
 
 
 def _image_agrees_with_volume(view: View) -> bool:
@@ -372,15 +378,13 @@ _FURNITURE: Final = (  # large pieces first, while there is space
 )
 
 
-def furnish_room(rng: np.random.Generator) -> Room:
-    """A room in which a camera can find all twelve classes, at random."""
-    rooms = (_try_room(rng) for _ in count())
-    return next(room for room in rooms if room is not None and _shows_all_classes(room, rng))
-
-
-def _shows_all_classes(room: Room, rng: np.random.Generator) -> bool:
-    worthy = (objects for _, objects in (_glance(room, rng) for _ in range(_GLANCES)) if _worth_a_view(objects))
-    return {semantic for objects in worthy for semantic, _ in objects} == {label.id for label in LABELS[1:]}
+def furnish_room(rng: np.random.Generator) -> tuple[Room, list[Glance]]:
+    """A random room, and glances into it that together show all twelve classes."""
+    while True:
+        room = _try_room(rng)
+        glances = [] if room is None else _glance_around(room, _GLANCES, rng)
+        if room and {semantic for glance in glances for semantic, _ in glance.objects} == {label.id for label in LABELS[1:]}:
+            return room, glances
 
 
 def _try_room(rng: np.random.Generator) -> Room | None:

@@ -106,23 +106,35 @@ def _intrinsics(measured: Measured) -> Found:
     rest[0, 0] = rest[1, 1] = 1.0
     rest[0, 2] = rest[1, 2] = 0.0
     if not np.allclose(rest, np.eye(4), atol=1e-6):
-        yield from _finding("intrinsics", "intrinsics", "error", "a matrix with skew or another last row", "fx, fy, cx, cy and ones")
+        yield from _finding(
+            "intrinsics", "intrinsics", "error", "a matrix with skew or another last row", "fx, fy, cx, cy and ones"
+        )
     if not all(0.2 * width < value < 10 * width for value in focal):
-        yield from _finding("intrinsics", "intrinsics", "error", f"focal lengths {focal[0]:.1f}, {focal[1]:.1f} px", f"0.2 to 10 x {width} px")
+        yield from _finding(
+            "intrinsics", "intrinsics", "error", f"focal lengths {focal[0]:.1f}, {focal[1]:.1f} px", f"0.2 to 10 x {width} px"
+        )
     elif max(focal) > 1.5 * min(focal):
-        yield from _finding("intrinsics", "intrinsics", "warning", f"focal lengths {focal[0]:.1f}, {focal[1]:.1f} px", "nearly square pixels")
+        yield from _finding(
+            "intrinsics", "intrinsics", "warning", f"focal lengths {focal[0]:.1f}, {focal[1]:.1f} px", "nearly square pixels"
+        )
     for centre, size in ((matrix[0, 2], width), (matrix[1, 2], height)):
         if not 0 < centre < size - 1:
-            yield from _finding("intrinsics", "intrinsics", "error", f"principal point {centre:.1f} px", f"inside the image of {size} px")
+            yield from _finding(
+                "intrinsics", "intrinsics", "error", f"principal point {centre:.1f} px", f"inside the image of {size} px"
+            )
         elif abs(centre - (size - 1) / 2) > size / 4:
-            yield from _finding("intrinsics", "intrinsics", "warning", f"principal point {centre:.1f} px", f"near the middle of {size} px")
+            yield from _finding(
+                "intrinsics", "intrinsics", "warning", f"principal point {centre:.1f} px", f"near the middle of {size} px"
+            )
 
 
 def _pose(measured: Measured) -> Found:
     pose = measured.sample["world_from_camera"]
     rotation = pose[:3, :3]
     if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) or np.linalg.det(rotation) < 0:
-        yield from _finding("pose", "world_from_camera", "error", "a rotation that is not orthonormal", "an orthonormal rotation, determinant +1")
+        yield from _finding(
+            "pose", "world_from_camera", "error", "a rotation that is not orthonormal", "an orthonormal rotation, determinant +1"
+        )
     if not np.allclose(pose[3], (0, 0, 0, 1), atol=1e-9):
         yield from _finding("pose", "world_from_camera", "error", f"last row {pose[3].tolist()}", "0, 0, 0, 1")
 
@@ -196,15 +208,21 @@ def _distance_range(measured: Measured) -> Found:
     least = 0.0 if measured.rules.front3d_form else -TRUNCATION
     low, high = float(distance.min()), float(distance.max())
     if low < least or high > TRUNCATION:
-        yield from _finding("distance_range", "geometry", "error", f"{low:.6g} to {high:.6g} voxels", f"{least:g} to {TRUNCATION:g} voxels")
+        yield from _finding(
+            "distance_range", "geometry", "error", f"{low:.6g} to {high:.6g} voxels", f"{least:g} to {TRUNCATION:g} voxels"
+        )
     if distance.size == measured.sample["geometry"].size:
         fill = measured.rules.fields["geometry"].fill
-        yield from _finding("distance_unit", "geometry", "error", f"no voxel at {fill:g}", f"{fill:g} where nothing was seen: another unit?")
+        yield from _finding(
+            "distance_unit", "geometry", "error", f"no voxel at {fill:g}", f"{fill:g} where nothing was seen: another unit?"
+        )
 
 
 def _distance_exact(measured: Measured) -> Found:
     if not measured.sample.facts.get("geometry_float32_exact", True):
-        yield from _finding("distance_exact", "geometry", "warning", "float64 values that float32 rounds", "values that float32 holds exactly")
+        yield from _finding(
+            "distance_exact", "geometry", "warning", "float64 values that float32 rounds", "values that float32 holds exactly"
+        )
 
 
 def _distance_smooth(measured: Measured) -> Found:
@@ -217,7 +235,9 @@ def _distance_smooth(measured: Measured) -> Found:
         after = flat[here + stride]
         steep += int(np.count_nonzero((np.abs(flat[here] - after) > _STEEPEST) & (after != fill)))
     if steep:
-        yield from _finding("distance_smooth", "geometry", "warning", f"{steep} neighbours more than 1 voxel apart", "none: it is a distance")
+        yield from _finding(
+            "distance_smooth", "geometry", "warning", f"{steep} neighbours more than 1 voxel apart", "none: it is a distance"
+        )
 
 
 def _surface_in_frustum(measured: Measured) -> Found:
@@ -231,14 +251,18 @@ def _labels_on_surface(measured: Measured) -> Found:
     surface = measured.observed[measured.distance < 1]
     if not np.array_equal(surface, measured.labelled):
         count = np.setxor1d(surface, measured.labelled, assume_unique=True).size
-        yield from _finding("labels_on_surface", "semantic_3d", "error", f"{count} voxels differ", "labels exactly where the distance is below 1")
+        yield from _finding(
+            "labels_on_surface", "semantic_3d", "error", f"{count} voxels differ", "labels exactly where the distance is below 1"
+        )
 
 
 def _labels_in_band(measured: Measured) -> Found:
     """Matterport3D labels the band of 3 voxels, and a few voxels outside the frustum."""
     far = int(np.count_nonzero(np.abs(measured.flat("geometry")[measured.labelled]) >= 3))
     if not measured.rules.front3d_form and far > 0.01 * measured.labelled.size:
-        yield from _finding("labels_on_surface", "semantic_3d", "warning", f"{far} labelled voxels 3 or more from a surface", "at most 1 %")
+        yield from _finding(
+            "labels_on_surface", "semantic_3d", "warning", f"{far} labelled voxels 3 or more from a surface", "at most 1 %"
+        )
 
 
 def _things_have_instances(measured: Measured) -> Found:
@@ -247,7 +271,9 @@ def _things_have_instances(measured: Measured) -> Found:
     total = int(np.count_nonzero(measured.flat("instance_3d")))
     wrong += total - int(np.count_nonzero(measured.instances_3d))
     if wrong:
-        yield from _finding("things_have_instances", "instance_3d", "error", f"{wrong} voxels", "an instance id on things and nowhere else")
+        yield from _finding(
+            "things_have_instances", "instance_3d", "error", f"{wrong} voxels", "an instance id on things and nowhere else"
+        )
 
 
 def _instances_have_classes(measured: Measured) -> Found:
@@ -277,7 +303,9 @@ def _weights_near_surface(measured: Measured) -> Found:
 def _weights_outside(measured: Measured) -> Found:
     stray = int(np.count_nonzero((measured.flat("weighting") != 1) & ~measured.frustum))
     if stray:
-        yield Finding("weights_outside", "weighting", _strict(measured), f"{stray} voxels outside the frustum weighted", "weight 1 outside")
+        yield Finding(
+            "weights_outside", "weighting", _strict(measured), f"{stray} voxels outside the frustum weighted", "weight 1 outside"
+        )
 
 
 def _outside(measured: Measured) -> Found:
@@ -297,9 +325,15 @@ def _depth_on_surface(measured: Measured) -> Found:
     if measured.rules.front3d_form:
         off = int(np.count_nonzero(inside != on_surface))
         if off > _PIXELS_OFF_SURFACE * inside.size:
-            yield Finding("depth_on_surface", "depth", "error", f"{off} of {inside.size} pixels off the surface", f"at most {_PIXELS_OFF_SURFACE:.1%}")
+            yield Finding(
+                "depth_on_surface",
+                "depth",
+                "error",
+                f"{off} of {inside.size} pixels off the surface",
+                f"at most {_PIXELS_OFF_SURFACE:.1%}",
+            )
         return
-    share = np.count_nonzero(inside & on_surface) / max(1, np.count_nonzero(inside))
+    share = int(np.count_nonzero(inside & on_surface)) / max(1, int(np.count_nonzero(inside)))
     if share < _SURFACE_SHARE_MATTERPORT:
         expected = f"{_SURFACE_SHARE_MATTERPORT:.0%}: re-rendered depth lies on the surface, sensor depth does not"
         yield Finding("depth_on_surface", "depth", "warning", f"{share:.1%} of pixels on the surface", expected)

@@ -113,7 +113,7 @@ class Measured:
         """Flat (X * Y * Z,) bool, True inside."""
         if self.rules.frustum is not None:
             return self.rules.frustum.reshape(-1)
-        return ~self.flat("outside")
+        return np.logical_not(self.flat("outside"))
 
     @cached_property
     def seen(self) -> tuple[NDArray[np.bool_], Index]:
@@ -129,13 +129,13 @@ class Measured:
     def inside(self) -> NDArray[np.bool_]:
         """(H * W,) bool, True where a pixel's voxel lies in the frustum."""
         valid, voxel = self.seen
-        return valid & self.frustum[voxel]
+        return np.logical_and(valid, self.frustum[voxel])
 
     @cached_property
     def on_surface(self) -> NDArray[np.bool_]:
         """(H * W,) bool, True where a pixel's voxel is less than one voxel from a surface."""
         valid, voxel = self.seen
-        return valid & (np.abs(self.flat("geometry")[voxel]) < 1)
+        return np.logical_and(valid, np.abs(self.flat("geometry")[voxel]) < 1)
 
     @cached_property
     def class_agreement(self) -> tuple[int, int]:
@@ -151,7 +151,9 @@ class Measured:
         valid, voxel = self.seen
         both = valid & np.isin(self.flat("semantic_2d"), self.thing_classes)
         both &= np.isin(self.flat("semantic_3d")[voxel], self.thing_classes)
-        return int(np.count_nonzero(both & (self.flat("instance_3d")[voxel] == self.flat("instance_2d")))), int(np.count_nonzero(both))
+        return int(np.count_nonzero(both & (self.flat("instance_3d")[voxel] == self.flat("instance_2d")))), int(
+            np.count_nonzero(both)
+        )
 
     def facts(self) -> dict[str, Any]:
         """Columns of the samples table that speak of the values. The sample must have every required field."""
