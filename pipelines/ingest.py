@@ -159,8 +159,8 @@ def _compare_views(
 ) -> None:
     """Findings for views whose list states another image size, of equal content under two keys, and of such in two splits."""
     for sample in listed:
-        if sample.size not in (None, image):
-            observed, expected = (" x ".join(map(str, size)) for size in (sample.size or (), image))
+        if sample.size is not None and sample.size != image:
+            observed, expected = (" x ".join(map(str, size)) for size in (sample.size, image))
             found.setdefault(sample.key, []).append(
                 Finding("list", "rgb", "warning", f"{observed} pixels by the list", f"{expected} pixels")
             )

@@ -134,7 +134,7 @@ def _read_record(record: object, where: str) -> ListEntry:
     height, width = record.get("height"), record.get("width")
     stated = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     rgb_path = record.get("file_name", "")
-    if not isinstance(rgb_path, str) or len(rgb_path) > 1024:
+    if not isinstance(rgb_path, str) or len(rgb_path) > 1024 or not rgb_path.isprintable():  # also keeps lone surrogates out
         return ListEntry(None, "file_name is no path", where)
     image = record["image_id"]
     image = image.removesuffix(".mapped") if isinstance(image, str) else image
@@ -175,6 +175,8 @@ def read_file(root: Path, relative: str, limit_byte: int) -> bytes:
 
 def _open_inside(root: Path, relative: str, limit_byte: int) -> tuple[int, int]:
     tree, _, _ = relative.partition("/")
+    if ".." in relative.split("/") or "\0" in relative:
+        raise SourceError("path", f"{relative[:200]!r}, which leads out of the raw folder", "a file inside it")
     inside = os.path.realpath(root / tree)
     path = os.path.realpath(root / relative)
     if path != inside and not path.startswith(inside + os.sep):

@@ -155,7 +155,8 @@ def matterport_frustum(intrinsics: NDArray[np.float64], size: tuple[int, int], g
 
 
 def _between_near_and_far(depth_index: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.logical_and(depth_index >= _FRUSTUM_DEPTHS[0], depth_index <= _FRUSTUM_DEPTHS[1])
+    between: NDArray[np.bool_] = (depth_index >= _FRUSTUM_DEPTHS[0]) & (depth_index <= _FRUSTUM_DEPTHS[1])
+    return between
 
 
 def back_project(

@@ -16,7 +16,6 @@ from struct import pack
 from typing import Any, Final
 
 import numpy as np
-import OpenEXR
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 from zlib_ng import zlib_ng
@@ -233,6 +232,8 @@ def _label_planes(view: View, values: NDArray[np.uint32], where: NDArray[np.bool
 
 
 def _write_depth_exr(path: Path, depth_m: NDArray[np.float32]) -> None:
+    import OpenEXR  # 60 ms of import that Matterport3D does not need
+
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     OpenEXR.File(header, {"Z": depth_m}).write(str(path))
 
@@ -306,4 +307,4 @@ def write_lists(root: Path, splits: Mapping[str, Sequence[tuple[str, str]]]) -> 
         {"color": list(label.color), "isthing": int(label.thing), "id": label.id, "trainId": label.id, "name": label.name}
         for label in LABELS[1:]
     ]
-    (root / "label_map.json").write_text(json.dumps(labels, indent=1) + "\n", encoding="utf-8")
+    (root / "label_map.json").write_text(json.dumps(labels, indent=1), encoding="utf-8")

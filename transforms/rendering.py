@@ -87,7 +87,7 @@ class Placed:
     sine: Floats
     cosine: Floats
 
-    def turn(self, box: int | NDArray[np.uint8], x: Floats, z: Floats) -> tuple[Floats, Floats]:
+    def turn(self, box: int | NDArray[np.uint8], x: Floats | float, z: Floats | float) -> tuple[Floats, Floats]:
         """A horizontal vector of the camera frame in the own frame of a box (or of one box per element)."""
         return x * self.sine[box] + z * self.cosine[box], z * self.sine[box] - x * self.cosine[box]
 
@@ -118,8 +118,7 @@ def cast_rays(placed: Placed, intrinsics: Floats, size: tuple[int, int]) -> tupl
     depth = np.full((size[1], size[0]), np.inf)
     hit = np.zeros(depth.shape, np.uint8)
     for box, ((x, y, z), half) in enumerate(zip(placed.centre, placed.half, strict=True)):
-        origin = placed.turn(box, np.float64(-x), np.float64(-z))
-        direction = placed.turn(box, right, np.ones_like(right))
+        origin, direction = placed.turn(box, -x, -z), placed.turn(box, right, 1.0)
         enter_a, leave_a = _crossing(origin[0], direction[0], half[0])
         enter_b, leave_b = _crossing(origin[1], direction[1], half[1])
         enter, leave = np.maximum(enter_a, enter_b), np.minimum(leave_a, leave_b)
@@ -277,7 +276,7 @@ def measure_distance(placed: Placed, columns: Columns) -> tuple[NDArray[np.float
         owner[closer] = box
         squared[part] = np.minimum(candidate, known, out=known)
         nearest[part] = owner
-    distance = np.sqrt(squared, out=squared)
+    distance: NDArray[np.float32] = np.sqrt(squared, out=squared)
     distance[~columns.inside] = TRUNCATION_VOXELS
     return distance, nearest
 
@@ -292,7 +291,7 @@ def _beyond_box(placed: Placed, box: int, columns: Columns) -> tuple[Floats, Flo
 
 def _squared_distance(beyond: Floats, up: Floats) -> NDArray[np.float32]:
     out, above = np.maximum(beyond, 0.0), np.maximum(up, 0.0)
-    squared = (out * out).sum(axis=0).astype(np.float32)[:, None] + (above * above).astype(np.float32)
+    squared: NDArray[np.float32] = (out * out).sum(axis=0).astype(np.float32)[:, None] + (above * above).astype(np.float32)
     column, row = np.flatnonzero(beyond.max(axis=0) < 0.0), np.flatnonzero(up < 0.0)
     if column.size and row.size:  # inside the box the nearest face is the one with the least depth
         depth = np.maximum(beyond.max(axis=0)[column, None], up[row]).astype(np.float32)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.labels import CEILING, FLOOR, LABELS, WALL
+from scenemill.schemas.labels import CEILING, FLOOR, LABELS, VOID, WALL
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS, GRIDS, adjust_intrinsics, back_project
 from scenemill.transforms.rawfiles import View, write_front3d_mask, write_front3d_view, write_lists, write_matterport_view
 from scenemill.transforms.rendering import (
@@ -198,7 +198,7 @@ def _write_front3d_scene(root: Path, seed: int, scene: int, views: int, grid: in
     columns = frustum_columns("front3d", grid, FRONT3D_INTRINSICS)
     folder = root / "data" / scene_id
     folder.mkdir(parents=True)
-    seen: set[tuple[int, int]] = set()
+    seen: Counter[tuple[int, int]] = Counter()
     for position, number in enumerate(numbers):
         view = _find_view(room, pool, seen, columns, np.random.default_rng([seed, scene, position + 1]))
         write_front3d_view(folder, f"{number:04d}", view, room_id)
@@ -240,10 +240,8 @@ def _take_view(boxes: Sequence[Box], camera: Camera, columns: Columns, rng: np.r
     return View(boxes, camera, columns, shade(boxes, camera, depth_m, hit, rng), depth_m, hit, distance, nearest, hidden)
 
 
-def _find_view(
-    room: Room, pool: list[Glance], seen: set[tuple[int, int]], columns: Columns, rng: np.random.Generator
-) -> View:
-    """The view that shows most of what no view of the scene has shown yet; takes it out of ``pool`` and notes it in ``seen``."""
+def _find_view(room: Room, pool: list[Glance], seen: Counter[tuple[int, int]], columns: Columns, rng: np.random.Generator) -> View:
+    """The view that shows most of what views of the scene have shown least; leaves ``pool`` and is counted in ``seen``."""
     while True:
         pool += _glance_around(room, _FRESH_GLANCES, rng)
         pool.sort(key=lambda glance: _novelty(glance, seen))
@@ -251,7 +249,7 @@ def _find_view(
         best = pool.pop()
         view = _take_view(room.boxes, best.camera, columns, rng)
         if _image_agrees_with_volume(view):
-            seen |= best.objects
+            seen.update(best.objects)
             return view
 
 
@@ -271,13 +269,13 @@ def _glance_around(room: Room, times: int, rng: np.random.Generator) -> list[Gla
 
 
 def _notable_objects(boxes: Sequence[Box], hit: NDArray[np.uint8]) -> frozenset[tuple[int, int]]:
-    pixels = Counter((boxes[box].semantic, boxes[box].instance) for box in hit.ravel())
+    pixels = Counter((boxes[box].semantic, boxes[box].instance) for box in hit.ravel().tolist())
     return frozenset(seen for seen, size in pixels.items() if size >= _NOTABLE)
 
 
-def _novelty(glance: Glance, seen: set[tuple[int, int]]) -> int:
+def _novelty(glance: Glance, seen: Counter[tuple[int, int]]) -> float:
     new_classes = {semantic for semantic, _ in glance.objects} - {semantic for semantic, _ in seen}
-    return 100 * len(new_classes) + 2 * len(glance.objects - seen) + len(glance.objects)
+    return 100 * len(new_classes) + sum(1 / (1 + seen[thing]) for thing in glance.objects)
 
 
 def _image_agrees_with_volume(view: View) -> bool:
@@ -380,10 +378,11 @@ _FURNITURE: Final = (  # large pieces first, while there is space
 
 def furnish_room(rng: np.random.Generator) -> tuple[Room, list[Glance]]:
     """A random room, and glances into it that together show all twelve classes."""
+    every_class = {label.id for label in LABELS if label.id != VOID}
     while True:
         room = _try_room(rng)
         glances = [] if room is None else _glance_around(room, _GLANCES, rng)
-        if room and {semantic for glance in glances for semantic, _ in glance.objects} == {label.id for label in LABELS[1:]}:
+        if room is not None and {semantic for glance in glances for semantic, _ in glance.objects} == every_class:
             return room, glances
 
 
@@ -453,7 +452,7 @@ def _find_spot(
 
 def _distance_between(footprint: NDArray[np.float64], taken: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) the larger of the gaps along x and y from one (x, y, x, y) rectangle to each of (N, 4); below zero if they overlap."""
-    return np.maximum(taken[:, :2] - footprint[2:], footprint[:2] - taken[:, 2:]).max(axis=1)
+    return np.asarray(np.maximum(taken[:, :2] - footprint[2:], footprint[:2] - taken[:, 2:]).max(axis=1))
 
 
 def _set_down(piece: Piece, parts: Sequence[Part], spot: Spot, instance: int, color: Triple) -> list[Box]:
@@ -473,4 +472,5 @@ def _free_floor(size: NDArray[np.float64], taken: NDArray[np.float64]) -> NDArra
     x, y = np.meshgrid(*(np.arange(_CLEARANCE_M, length - _CLEARANCE_M, 0.1) for length in size[:2]), indexing="ij")
     points = np.stack([x.ravel(), y.ravel()], axis=1)
     beyond = np.maximum(taken[:, :2] - points[:, None], points[:, None] - taken[:, 2:])
-    return points[(np.hypot(*np.moveaxis(np.maximum(beyond, 0.0), -1, 0)) > _CLEARANCE_M).all(axis=1)]
+    clear = np.linalg.norm(np.maximum(beyond, 0.0), axis=-1) > _CLEARANCE_M
+    return np.asarray(points[clear.all(axis=1)])

@@ -113,7 +113,8 @@ class Measured:
         """Flat (X * Y * Z,) bool, True inside."""
         if self.rules.frustum is not None:
             return self.rules.frustum.reshape(-1)
-        return np.logical_not(self.flat("outside"))
+        inside: NDArray[np.bool_] = ~self.flat("outside")
+        return inside
 
     @cached_property
     def seen(self) -> tuple[NDArray[np.bool_], Index]:
@@ -135,7 +136,8 @@ class Measured:
     def on_surface(self) -> NDArray[np.bool_]:
         """(H * W,) bool, True where a pixel's voxel is less than one voxel from a surface."""
         valid, voxel = self.seen
-        return np.logical_and(valid, np.abs(self.flat("geometry")[voxel]) < 1)
+        near: NDArray[np.bool_] = np.abs(self.flat("geometry")[voxel]) < 1
+        return valid & near
 
     @cached_property
     def class_agreement(self) -> tuple[int, int]:

@@ -1,0 +1,131 @@
+"""The house rules that a machine can hold: who imports whom, where the heavy libraries live, what is packaged."""
+
+import ast
+import configparser
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("schemas", "validators", "transforms", "trainers", "pipelines")
+MAY_IMPORT = {
+    "schemas": {"schemas"},
+    "validators": {"schemas", "validators"},
+    "transforms": {"schemas", "transforms"},
+    "trainers": {"schemas", "transforms", "trainers"},
+    "pipelines": {*FOLDERS},
+}
+HOMES = {
+    "apache_beam": ("pipelines/",),
+    "torch": ("trainers/",),
+    "great_expectations": ("validators/suites.py",),
+    "zarr": ("transforms/store.py",),
+    "numcodecs": ("transforms/shards.py",),
+    "OpenEXR": ("transforms/images.py", "transforms/rawfiles.py"),
+    "pxr": ("trainers/usd.py",),
+    "duckdb": ("pipelines/query.py",),
+}
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_every_folder_imports_only_what_it_may() -> None:
+    wrong = []
+    for path, tree in sources():
+        for name in imported(tree):
+            parts = name.split(".")
+            if parts[0] == "scenemill" and len(parts) > 1 and parts[1] not in MAY_IMPORT[path.split("/")[0]]:
+                wrong.append(f"{path}: {name}")
+            if parts[0] in FOLDERS:
+                wrong.append(f"{path}: bare {name}")
+    assert wrong == []
+
+
+def test_heavy_libraries_stay_in_their_homes() -> None:
+    wrong = [
+        f"{path}: {name}"
+        for path, tree in sources()
+        for name in imported(tree)
+        for library, homes in HOMES.items()
+        if name.split(".")[0] == library and not path.startswith(homes)
+    ]
+    assert wrong == []
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; sys.argv = ['scenemill', '--help']\n"
+        "from scenemill.pipelines.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'numpy', 'pyarrow', 'zarr', 'torch', 'apache_beam', 'great_expectations'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_bare_names_are_never_imported(folder: str) -> None:
+    assert folder not in sys.modules
+
+
+def test_every_package_is_listed_in_setup_cfg() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    found = {
+        f"scenemill.{init.parent.relative_to(ROOT).as_posix().replace('/', '.')}"
+        for folder in FOLDERS
+        for init in (ROOT / folder).rglob("__init__.py")
+    }
+    assert listed == {"scenemill", *found}
+
+
+def test_public_names_exist_and_are_listed() -> None:
+    import scenemill
+
+    assert all(getattr(scenemill, name) is not None for name in scenemill.__all__)
+    assert dir(scenemill) == sorted(scenemill.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = scenemill.nothing
+
+
+def test_errors_are_also_the_builtin_a_reader_expects() -> None:
+    from scenemill.schemas import errors
+
+    expected = {
+        "ConfigError": ValueError,
+        "SourceError": OSError,
+        "NotPublished": FileNotFoundError,
+        "Corrupt": ValueError,
+        "WrongVersion": ValueError,
+        "Conflict": RuntimeError,
+        "TooManyRejected": RuntimeError,
+        "TransientError": OSError,
+    }
+    for name, builtin in expected.items():
+        assert issubclass(getattr(errors, name), (errors.SceneMillError,))
+        assert issubclass(getattr(errors, name), builtin)
+
+
+def test_source_error_survives_the_way_between_processes() -> None:
+    import pickle
+
+    from scenemill.schemas.errors import SourceError
+
+    error = pickle.loads(pickle.dumps(SourceError("shape", "3", "4")))  # our own error, not data
+    assert (error.check, error.observed, error.expected) == ("shape", "3", "4")
