@@ -33,7 +33,11 @@ def local_options(workers: int) -> PipelineOptions:
     """One worker inside this process, or several processes."""
     mode = "multi_processing" if workers > 1 else "in_memory"
     return PipelineOptions(
-        direct_running_mode=mode, direct_num_workers=workers, save_main_session=False, default_sdk_harness_log_level="ERROR"
+        [],  # none of the caller's own arguments
+        direct_running_mode=mode,
+        direct_num_workers=workers,
+        save_main_session=False,
+        default_sdk_harness_log_level="ERROR",
     )
 
 

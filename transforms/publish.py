@@ -89,7 +89,9 @@ def store_of(path: Path) -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that any reader sees the old bytes or the new ones, also after a loss of power."""
+    """Write a file so that any reader sees the old bytes or the new ones, also after a loss of power; the same bytes stay as they are."""
+    if path.is_file() and path.read_bytes() == data:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = work_path(store_of(path))
     with temporary.open("wb") as file:

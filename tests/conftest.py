@@ -1,0 +1,43 @@
+"""What the suites share: made-up raw folders, and the real views where they are."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from scenemill.transforms.worlds import write_world
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def front3d_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small made-up 3D-Front folder; tests must not change it."""
+    folder = tmp_path_factory.mktemp("worlds") / "front3d"
+    write_world("front3d", folder, scenes=3, views=2, seed=11, grid=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def matterport_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small made-up Matterport3D folder; tests must not change it."""
+    folder = tmp_path_factory.mktemp("worlds") / "matterport"
+    write_world("matterport", folder, scenes=3, views=2, seed=11, grid=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real views, named by SCENEMILL_REAL_DATA."""
+    folder = Path(os.environ.get("SCENEMILL_REAL_DATA", ROOT.parent / "shared"))
+    if not (folder / "data" / "front3d").is_dir():
+        pytest.skip(f"no real views in {folder}; name their folder with SCENEMILL_REAL_DATA")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("SCENEMILL_FULL") != "1":
+        skip = pytest.mark.skip(reason="long form: set SCENEMILL_FULL=1, or run make faults")
+        for item in items:
+            if "full" in item.keywords:
+                item.add_marker(skip)
