@@ -47,15 +47,13 @@ Version = Annotated[str | None, typer.Option(help="Id of an older version, or it
 def main() -> None:
     """Run the command line; exit 0 done, 1 unexpected, 2 your input, 3 your data."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)
     except (TooManyRejected, Corrupt, SourceError) as error:
         _fail(error, 3)
     except (ConfigError, StoreError) as error:
         _fail(error, 2)
     except SceneMillError as error:
         _fail(error, 1)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
     except typer.Abort:
         _fail(KeyboardInterrupt("stopped; run the same command again to go on"), 1)
     except Exception as error:

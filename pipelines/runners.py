@@ -93,7 +93,7 @@ def run_groups(
 def _results(folder: Path, count: int) -> Iterator[Tables]:
     for number in range(count):
         files = sorted(folder.glob(f"{number}-*.parquet"))
-        yield tuple(pq.read_table(file) for file in files)
+        yield tuple(pq.ParquetFile(file).read(use_threads=False) for file in files)
         for file in files:
             file.unlink()
 

@@ -22,6 +22,9 @@ SIDE: Final = 384
 
 WIDTH: Final = 1400
 MARGIN: Final = 24
+FREE: Final = (238, 240, 243)
+"""Colour of free space in slices of classes."""
+
 _TITLE: Final = 26
 _NAME: Final = 17
 _SMALL: Final = 14
@@ -30,7 +33,6 @@ _FAINT: Final = (90, 101, 114)
 _PAPER: Final = (255, 255, 255)
 _STRANGE: Final = (255, 0, 255)
 _UNSEEN: Final = (40, 40, 44)
-_FREE: Final = (238, 240, 243)
 _AIR: Final = 4  # voxels around the labelled ones: the band of weights reaches 3 beyond a surface
 
 Colors = NDArray[np.uint8]
@@ -125,8 +127,8 @@ def cut_of(labels: NDArray[Any]) -> Cut:
         labels: (X, Y, Z), the classes of its voxels.
 
     Returns:
-        For every axis the plane with the most voxels of things (of any class, where there are no things), and a window that holds all
-        labelled voxels in whole pixels; without labels the middle of the whole grid.
+        For every axis the plane with the most voxels of things (of any class, where there are no things), and a window that holds
+        all labelled voxels in whole pixels; without labels the middle of the whole grid.
     """
     grid = labels.shape[0]
     places = np.nonzero(labels)
@@ -136,7 +138,8 @@ def cut_of(labels: NDArray[Any]) -> Cut:
     shown = [place[things] if things.any() else place for place in places]
     index = {axis: int(np.bincount(place).argmax()) for axis, place in zip("xyz", shown, strict=True)}
     extent = max(int(place.max() - place.min()) + 1 for place in places)
-    size = min(grid, next(size for size in range(min(extent + 2 * _AIR, SIDE), SIDE + 1) if SIDE % size == 0))
+    fitting = (size for size in range(extent + 2 * _AIR, SIDE + 1) if SIDE % size == 0)
+    size = min(grid, next(fitting, grid))
     middle = [(int(place.max()) + int(place.min()) + 1 - size) // 2 for place in places]
     return Cut(index, {axis: min(max(0, low), grid - size) for axis, low in zip("xyz", middle, strict=True)}, size)
 
@@ -158,12 +161,13 @@ def label_colors(labels: NDArray[Any]) -> Colors:
     table = np.full((256, 3), _STRANGE, np.uint8)
     for label in LABELS:
         table[label.id] = label.color
-    return table[labels]
+    colors: Colors = table[labels]
+    return colors
 
 
 def voxel_colors(labels: NDArray[Any]) -> Colors:
     """Classes of voxels in the same colours; free space is light, for some of the colours are nearly black."""
-    return np.where((labels == 0)[..., None], np.array(_FREE, np.uint8), label_colors(labels))
+    return np.where((labels == 0)[..., None], np.array(FREE, np.uint8), label_colors(labels))
 
 
 def instance_colors(instances: NDArray[Any]) -> Colors:
@@ -176,15 +180,17 @@ def instance_colors(instances: NDArray[Any]) -> Colors:
     saturation = 0.45 + 0.5 * ((ids * 0.7548776662) % 1)
     value = np.where(ids == 0, 0, 0.65 + 0.35 * ((ids * 0.5698402910) % 1))
     channel = np.abs((hue[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
-    colors = value[:, None] * (1 - saturation[:, None] * (1 - np.clip(channel, 0, 1)))
-    return (255 * colors).astype(np.uint8)[place.reshape(instances.shape)]
+    bright = value[:, None] * (1 - saturation[:, None] * (1 - np.clip(channel, 0, 1)))
+    colors: Colors = (255 * bright).astype(np.uint8)[place.reshape(instances.shape)]
+    return colors
 
 
 def ramp(share: NDArray[Any], points: Sequence[Color] = _VIRIDIS) -> Colors:
     """Colours for shares of 0 to 1."""
     at = np.linspace(0, 1, len(points))
     channels = [np.interp(share, at, [point[channel] for point in points]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    colors: Colors = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return colors
 
 
 def depth_colors(depth: NDArray[Any]) -> tuple[Colors, float, float]:
@@ -298,12 +304,14 @@ def _painter(volume: NDArray[Any], field: Field) -> tuple[Callable[[NDArray[Any]
         most = int(found.max())
         entries = [(f"weight {weight}", _color(weight_colors(np.array(weight), most))) for weight in found.tolist()]
         return lambda plane: weight_colors(plane, most), _legend(entries, 1)
-    return voxel_colors, _legend([("free space", _FREE), *_classes_of(volume[volume > 0])], 1)
+    return voxel_colors, _legend([("free space", FREE), *_classes_of(volume[volume > 0])], 1)
 
 
 def _classes(sample: Sample) -> list[tuple[str, Color]]:
     """Names and colours of the classes that the image or the volume shows."""
-    arrays = [sample[name].reshape(-1) for name in ("semantic_2d", "semantic_3d") if name in sample]
+    arrays = [sample["semantic_2d"].reshape(-1)] if "semantic_2d" in sample else []
+    if "semantic_3d" in sample:
+        arrays.append(sample["semantic_3d"][sample["semantic_3d"] > 0])
     return _classes_of(np.concatenate(arrays)) if arrays else []
 
 

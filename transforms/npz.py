@@ -145,16 +145,17 @@ def _caster(source: np.dtype[Any], target: np.dtype[Any], member: str) -> Callab
 
     def copy_bits_checked(plane: NDArray[Any], out: NDArray[Any]) -> bool:
         seen = int(np.bitwise_or.reduce(plane.view(f"u{source.itemsize}"), axis=None))
-        if seen >> (8 * target.itemsize):
+        if seen >> most_bits:
             raise SourceError("range", f"{member} from {plane.min()} to {plane.max()}", f"0 to {np.iinfo(target).max}")
         out[...] = plane
         return True
 
     def round_checked(plane: NDArray[Any], out: NDArray[Any]) -> bool:
         seen = int(np.bitwise_or.reduce(plane.view("u8"), axis=None))
-        with np.errstate(over="ignore", invalid="ignore"):
+        lost: list[str] = []
+        with np.errstate(over="call", under="call", invalid="ignore", call=lambda kind, _: lost.append(kind)):
             out[...] = plane
-        return seen & ((1 << 29) - 1) == 0  # the mantissa bits that float32 does not have
+        return not lost and seen & ((1 << 29) - 1) == 0  # the mantissa bits that float32 does not have
 
     def copy(plane: NDArray[Any], out: NDArray[Any]) -> bool:
         out[...] = plane
@@ -167,6 +168,7 @@ def _caster(source: np.dtype[Any], target: np.dtype[Any], member: str) -> Callab
         out[...] = plane
         return True
 
+    most_bits = min(8 * target.itemsize, 8 * source.itemsize - (source.kind == "i"))  # a sign bit would be a value's highest
     if source.kind == "b":
         return copy_bool
     if source.kind in "iu":

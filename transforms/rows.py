@@ -41,6 +41,7 @@ def read_rows(path: Path, schema: pa.Schema, checksum: str | None = None) -> pa.
     if checksum is not None and sha256(data) != checksum:
         raise Corrupt(f'table {path}: differs from its checksum. Run "scenemill verify" on the store')
     try:
-        return pq.read_table(pa.BufferReader(data)).cast(schema)
+        # one thread: with Arrow's pool, a process that ends soon after now and then dies in its destructors
+        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).cast(schema)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Corrupt(f"table {path}: no readable table of this version ({error})") from error

@@ -12,7 +12,6 @@ from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest
@@ -137,7 +136,7 @@ class Store:
     def runs(self) -> pa.Table:
         """The runs table: one row per run on this store, oldest first (``schemas.tables.RUNS``)."""
         files = sorted((self.root / "runs").glob("*/run.parquet"))
-        return ds.dataset(files, schema=RUNS).to_table() if files else RUNS.empty_table()
+        return pa.concat_tables([RUNS.empty_table(), *(read_rows(file, RUNS) for file in files)])
 
     def _table(self, name: str, schema: pa.Schema) -> pa.Table:
         held = self.manifest["tables"][name]

@@ -163,13 +163,9 @@ _MATTERPORT: Final = (
     _values("warning", "things_2d", 1, None, "10 in the released view", mostly=0.8),
 )
 
-_SHARES: Final = (
+_FRONT3D_SHARES: Final = (
     _mean("shows_wall", 0.87, 1, "in 27 of 27 released views: not below 87 % at 95 % confidence"),
     _mean("shows_floor", 0.8, 1, "in 17 of 17 views examined: not below 80 % at 95 % confidence"),
-)
-
-_FRONT3D_SHARES: Final = (
-    *_SHARES,
     _mean("warned", None, 0.19, "1 of 27 released views: not above 19 % at 95 % confidence"),
     Expectation(
         "warning",
@@ -181,7 +177,6 @@ _FRONT3D_SHARES: Final = (
 )
 
 _MATTERPORT_SHARES: Final = (
-    *_SHARES,
     _mean("depth_valid_share", 0.5, 1, "95 % of the released view's pixels are valid"),
     _mean("labels_agree_share", 0.9, 1, "91 % in the released view, whose depth is the worse, from the sensor"),
 )

@@ -1,0 +1,137 @@
+"""What the fault suites share: running the command line, breaking it off, and telling what it left."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from scenemill.schemas.errors import NotPublished
+from scenemill.transforms.store import open_store
+from scenemill.transforms.verify import verify_store
+
+FORKS: Final = Path(__file__).with_name("forks.py")
+LOCK: Final = ".scenemill.lock"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended: its exit code, below zero for a signal, and what it said."""
+
+    code: int
+    said: str
+
+
+class Mill:
+    """The command line, in processes forked from one that has its imports behind it, and a look at what it leaves."""
+
+    def __init__(self, server: "subprocess.Popen[str]", logs: Path) -> None:
+        self._server = server
+        self._logs = logs
+        self._log_of: dict[int, Path] = {}
+        self._started = 0
+
+    def _ask(self, request: Mapping[str, object]) -> int:
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    def start(self, *args: object, kill_at: str = "") -> int:
+        """Start a command; it kills itself at a step of ``publish.STEPS`` if one is named. Returns its process id."""
+        self._started += 1
+        log = self._logs / f"{self._started}.txt"
+        pid = self._ask({"args": [str(arg) for arg in args], "env": {"SCENEMILL_KILL_AT": kill_at}, "log": str(log)})
+        self._log_of[pid] = log
+        return pid
+
+    def start_ingest(self, world: Path, store: Path, *options: object, kill_at: str = "") -> int:
+        """Start to ingest a made-up folder, two samples to a part."""
+        return self.start(*self.ingest_args(world, store, *options), kill_at=kill_at)
+
+    def wait(self, pid: int) -> Done:
+        """Wait for a command to end."""
+        code = self._ask({"wait": pid})
+        return Done(code, self._log_of.pop(pid).read_text(errors="replace"))
+
+    def run(self, *args: object) -> Done:
+        """Start a command and wait for its end."""
+        return self.wait(self.start(*args))
+
+    def ingest(self, world: Path, store: Path, *options: object, kill_at: str = "") -> Done:
+        """Ingest a made-up folder, and wait for the end of it."""
+        return self.wait(self.start_ingest(world, store, *options, kill_at=kill_at))
+
+    @staticmethod
+    def ingest_args(world: Path, store: Path, *options: object) -> list[object]:
+        """The command that ingests a made-up folder."""
+        source = "matterport" if (world / "depth_gen").is_dir() else "front3d"
+        return ["ingest", source, "--input", world, "--output", store, "--samples-per-part", 2, "--json", *options]
+
+    @staticmethod
+    def sums_of(store: Path) -> dict[str, str]:
+        """Relative path -> SHA-256 of every file that must not depend on what befell the run: all but run logs and the lock."""
+        files = [path for path in store.rglob("*") if path.is_file() and path.name != LOCK]
+        named = {path.relative_to(store): path for path in files}
+        return {
+            name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for name, path in named.items() if name.parts[0] != "runs"
+        }
+
+    @staticmethod
+    def published(store: Path) -> str | None:
+        """Version that a reader sees, all of it read and verified; None where nothing is published."""
+        try:
+            opened = open_store(store)
+        except NotPublished:
+            return None
+        assert [opened.read(key).key for key in opened] == opened.keys
+        assert verify_store(store).broken == ()
+        return opened.version
+
+
+@pytest.fixture(scope="session")
+def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+    logs = tmp_path_factory.mktemp("logs")
+    environment = os.environ | {"GX_ANALYTICS_ENABLED": "false"}
+    with (
+        (logs / "forks.txt").open("w") as said,
+        subprocess.Popen(
+            [sys.executable, str(FORKS)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+        ) as server,
+    ):
+        yield Mill(server, logs)
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def small_store(front3d_world: Path, mill: Mill, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of ``front3d_world``, published in one run; tests must not change it."""
+    store = tmp_path_factory.mktemp("stores") / "front3d"
+    done = mill.ingest(front3d_world, store)
+    assert done.code == 0, done.said
+    return store
+
+
+@pytest.fixture(scope="session")
+def train_store(front3d_world: Path, mill: Mill, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of the train split of ``front3d_world`` alone; tests must not change it."""
+    store = tmp_path_factory.mktemp("stores") / "train"
+    done = mill.ingest(front3d_world, store, "--splits", "train")
+    assert done.code == 0, done.said
+    return store
+
+
+@pytest.fixture(scope="session")
+def grown_store(front3d_world: Path, train_store: Path, mill: Mill, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``train_store`` with the other splits added by a second run; tests must not change it."""
+    store = Path(shutil.copytree(train_store, tmp_path_factory.mktemp("stores") / "grown"))
+    done = mill.ingest(front3d_world, store)
+    assert done.code == 0, done.said
+    return store

@@ -1,0 +1,55 @@
+"""Runs the command line again and again without paying for its imports each time; a program of its own.
+
+Reads requests from standard input, one JSON document a line, and answers each on standard output:
+
+    {"args": ["ingest", ...], "env": {...}, "log": PATH}   forks a process that runs the command  ->  its process id
+    {"wait": PID}                                            ->  its exit code, below zero for a signal
+"""
+
+import json
+import os
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import great_expectations  # noqa: F401  (what the command would import, once)
+import OpenEXR  # noqa: F401
+
+from scenemill.pipelines import human, ingest  # noqa: F401
+from scenemill.pipelines.cli import main
+
+
+def run(args: list[str], env: dict[str, str], log: str) -> NoReturn:
+    """Be the command: own session, own log, no way back."""
+    os.setsid()
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(env)
+    sys.argv = ["scenemill", *args]
+    code: Any = 1
+    try:
+        main()
+        code = 0
+    except SystemExit as leave:
+        code = leave.code
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        else:
+            answer = os.fork() or run(**request)
+        print(answer, flush=True)
+
+
+if __name__ == "__main__":
+    serve()
