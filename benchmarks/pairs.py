@@ -15,7 +15,9 @@ class Pair:
     ratio: float
 
 
-def measure(ours: Callable[[], object], naive: Callable[[], object], units: int, rounds: int, clock: Callable[[], float] = time.process_time) -> Pair:
+def measure(
+    ours: Callable[[], object], naive: Callable[[], object], units: int, rounds: int, clock: Callable[[], float] = time.process_time
+) -> Pair:
     """Run both ways in turn, ``rounds`` times after one uncounted round."""
     times: list[tuple[float, float]] = []
     for _ in range(rounds + 1):

@@ -108,10 +108,11 @@ def _short(key: str) -> str:
 
 def print_forecast(console: Console, forecast: "Forecast") -> None:
     """What an ingest would do."""
+    kinds = f"{forecast.new} to build, {forecast.kept} stored, {forecast.rejected_before} rejected before"
     _pairs(
         console,
         {
-            "samples": f"{forecast.listed} in: {forecast.new} to build, {forecast.kept} stored, {forecast.rejected_before} rejected before",
+            "samples": f"{forecast.listed} in: {kinds}",
             "parts": forecast.parts,
             "to read": size(forecast.raw_byte),
             "to write": f"about {size(forecast.stored_byte)}",

@@ -437,5 +437,5 @@ def _stop_reason(config: IngestConfig, outcome: Outcome, expected: Expected) -> 
         return f"all {outcome.listed} samples rejected"
     if expected.blocks:
         failed = next(failure for failure in expected.failed if failure.severity == "critical")
-        return f"the samples table fails an expectation: {failed}"
+        return f"the samples table as a whole fails: {failed}"
     return ""

@@ -151,7 +151,8 @@ def matterport_frustum(intrinsics: NDArray[np.float64], size: tuple[int, int], g
         offset = intrinsics[axis][axis] * (index - origin[axis])[:, None]
         centre = intrinsics[axis][2]
         inside.append((offset >= -centre * reach) & (offset <= (size[axis] - centre) * reach))
-    return inside[0][:, None, :] & inside[1][None, :, :] & _between_near_and_far(index)
+    frustum: NDArray[np.bool_] = inside[0][:, None, :] & inside[1][None, :, :] & _between_near_and_far(index)
+    return frustum
 
 
 def _between_near_and_far(depth_index: NDArray[np.float64]) -> NDArray[np.bool_]:

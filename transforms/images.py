@@ -3,7 +3,7 @@
 import io
 import struct
 from contextlib import closing
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,11 @@ from scenemill.schemas.errors import SourceError
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH_AT: Final = 24
+_PNG_VALUES: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by colour type
+_PNG_PASSES: Final = {  # first column and row, and steps, of every pass over the image, by whether it is interlaced
+    False: ((0, 0, 1, 1),),
+    True: ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+}
 _EXR_MAGIC: Final = b"\x76\x2f\x31\x01"
 _EXR_PLAIN_SCANLINES: Final = 2  # version 2, no tile, long-name, deep or multi-part flag
 _EXR_LONG_NAMES: Final = 0x400
@@ -37,8 +42,9 @@ def read_png(data: bytes, size: tuple[int, int], modes: dict[str, str]) -> NDArr
     Raises:
         SourceError: damaged, or of another form.
     """
-    _check_png_chunks(data)
+    stream = _check_png_chunks(data)
     pixels = _read_with_pillow(data, "PNG", size, modes)
+    _check_png_rows(data, stream)
     if 8 * pixels.itemsize < data[_PNG_DEPTH_AT]:  # Pillow drops the lower half of 16-bit colours without a word
         raise SourceError("dtype", f"{data[_PNG_DEPTH_AT]} bits per value", f"at most {8 * pixels.itemsize}")
     return pixels
@@ -67,10 +73,11 @@ def _read_with_pillow(data: bytes, form: str, size: tuple[int, int], modes: dict
         raise SourceError("container", f"no readable {form} image ({str(error)[:120]})", f"a {form} file") from error
 
 
-def _check_png_chunks(data: bytes) -> None:
+def _check_png_chunks(data: bytes) -> bytes:
+    """Compare every chunk with its checksum; returns the deflate stream of the pixels."""
     if data[:8] != _PNG_SIGNATURE:
         raise SourceError("container", "no PNG signature", "a PNG file")
-    position, kind = 8, b""
+    position, kind, stream = 8, b"", []
     while kind != b"IEND":
         head = data[position : position + 8]
         if len(head) < 8:
@@ -87,7 +94,26 @@ def _check_png_chunks(data: bytes) -> None:
                 f"PNG chunk {kind.decode('ascii', 'replace')} that differs from its checksum",
                 "the bytes that were written",
             )
+        if kind == b"IDAT":
+            stream.append(data[position + 8 : end - 4])
         position = end
+    return b"".join(stream)
+
+
+def _check_png_rows(data: bytes, stream: bytes) -> None:
+    """Refuse a stream that ends, properly, before the last row: Pillow leaves the rest of the image black without a word."""
+    width, height, bits, color, _, _, interlace = struct.unpack(">IIBBBBB", data[16:29])
+    rows = 0
+    for left, top, across, down in _PNG_PASSES[interlace > 0]:
+        columns = max(0, -(-(width - left) // across))
+        if columns:
+            rows += max(0, -(-(height - top) // down)) * (1 + -(-columns * bits * _PNG_VALUES[color] // 8))
+    try:
+        found = len(zlib_ng.decompressobj().decompress(stream, rows))
+    except cast("type[Exception]", zlib_ng.error) as error:
+        raise SourceError("container", f"a damaged stream of pixels ({error})", "a whole file") from error
+    if found != rows:
+        raise SourceError("container", f"{found} bytes of pixels", f"{rows}")
 
 
 def read_exr_depth(data: bytes, size: tuple[int, int]) -> NDArray[np.float32]:

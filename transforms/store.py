@@ -160,6 +160,18 @@ class Store:
         """This version's arrays as a Zarr group: plain Zarr, all rows, also those that hold no sample."""
         return zarr.open_group(_PinnedStore(LocalStore(self.root, read_only=True), json.dumps(self._document).encode()), mode="r")
 
+    def array(self, name: str) -> "zarr.Array[Any]":
+        """One field of all rows as a Zarr array; the samples table says which row is which sample.
+
+        Raises:
+            ConfigError: no such field.
+        """
+        if name not in {field.name for field in self.layout.fields}:
+            raise ConfigError(
+                f"store {self.root} has no field {name!r}; it has {', '.join(field.name for field in self.layout.fields)}"
+            )
+        return cast("zarr.Array[Any]", self.group[name])
+
     @cached_property
     def frustum(self) -> NDArray[np.bool_] | None:
         """(X, Y, Z) bool, True inside the frustum that all samples share; None where each carries its own in ``outside``.
@@ -212,7 +224,7 @@ class Store:
     def _read_field(self, field: Field, facts: Mapping[str, Any]) -> NDArray[Any]:
         path = shard_path(field, facts["row"] // self.layout.samples_per_part)
         self.check_file(facts["part"], path)
-        array = cast("zarr.Array[Any]", self.group[field.name])
+        array = self.array(field.name)
         try:
             stored = np.asarray(array[facts["row"]])
         except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:

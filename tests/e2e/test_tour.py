@@ -16,7 +16,9 @@ import scenemill
 
 def scenemill_command(*arguments: object, expect: int = 0) -> str:
     command = [sys.executable, "-m", "scenemill.pipelines.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "160", "NO_COLOR": "1"}, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "160", "NO_COLOR": "1"}, check=False
+    )
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr if expect else done.stdout
 
@@ -81,7 +83,9 @@ def test_a_person_sees_a_receipt_and_what_was_rejected(front3d_world: Path, tmp_
         (("frobnicate",), "No such command"),
     ],
 )
-def test_wrong_input_exits_2_and_says_what_to_do(arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_input_exits_2_and_says_what_to_do(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert said in scenemill_command(*arguments, expect=2)
 

@@ -81,7 +81,9 @@ class Mill:
         files = [path for path in store.rglob("*") if path.is_file() and path.name != LOCK]
         named = {path.relative_to(store): path for path in files}
         return {
-            name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for name, path in named.items() if name.parts[0] != "runs"
+            name.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for name, path in named.items()
+            if name.parts[0] != "runs"
         }
 
     @staticmethod

@@ -128,7 +128,22 @@ def reseal_npz(data: bytes, rng: Random) -> bytes:
 HEADER_WORDS: Final = (
     *("{", "}", "(", ")", ",", ":", "'", '"', "None", "True", "nan", "-1", "0", "1e9", "10**99", "1_0", "0x10", "9" * 40, "L", "j"),
     *("'|O'", "'>f8'", "'<f4'", "'<M8[ns]'", "'<U9'", "'S3'", "'V8'", "[('a','<f8')]", "'(2,)<f4'", "'<f2'", "'|b1'", "'?'", "'O'"),
-    *("((((", "[" * 90, "-" * 300, "\\", "\n", "\t ", "#", "lambda: 0", "__import__('os')", "b'x'", "...", "{1: 2, 'a': 3}", "\0", "é"),
+    *(
+        "((((",
+        "[" * 90,
+        "-" * 300,
+        "\\",
+        "\n",
+        "\t ",
+        "#",
+        "lambda: 0",
+        "__import__('os')",
+        "b'x'",
+        "...",
+        "{1: 2, 'a': 3}",
+        "\0",
+        "é",
+    ),
 )
 
 
@@ -170,7 +185,21 @@ def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 HOSTILE_IDS: Final[tuple[Any, ...]] = (
-    *("..", ".", "", "../secret", "a/../../secret", "/etc/passwd", "\\\\host\\share", "C:\\x", "~root", "-rf", "é", "\u202e", "\ud800"),
+    *(
+        "..",
+        ".",
+        "",
+        "../secret",
+        "a/../../secret",
+        "/etc/passwd",
+        "\\\\host\\share",
+        "C:\\x",
+        "~root",
+        "-rf",
+        "é",
+        "\u202e",
+        "\ud800",
+    ),
     *("\0", "a\0b", "a\nb", "x" * 129, "x" * 1_000_000, "%2e%2e", "0001.mapped.mapped", ".mapped", "0001\n", "١٢٣٤", "CON", "a..b"),
     *(0, -1, 1.5, 1e999, None, True, [], {}, ["0001"], {"a": {}}, int("9" * 4000)),
 )
@@ -198,7 +227,9 @@ def damage_list(data: bytes, rng: Random) -> bytes:
 
 def _hostile(records: list[Any], rng: Random) -> Any:
     stolen = rng.choice([record for record in records if isinstance(record, dict)] or [{}])
-    return rng.choice((*HOSTILE_IDS, *stolen.values(), "../secret.png", "data/../../secret.png", "data/link/secret.png", "data", "pipe"))
+    return rng.choice(
+        (*HOSTILE_IDS, *stolen.values(), "../secret.png", "data/../../secret.png", "data/link/secret.png", "data", "pipe")
+    )
 
 
 def damage_text_list(data: bytes, rng: Random) -> bytes:
@@ -206,7 +237,10 @@ def damage_text_list(data: bytes, rng: Random) -> bytes:
     lines = data.split(b"\n")
     for _ in range(rng.choice((1, 2, 5))):
         word = rng.choice([str(one).encode("utf-8", "surrogatepass") for one in HOSTILE_IDS])
-        lines.insert(rng.randrange(len(lines)), rng.choice((word, word + b"/" + word, lines[0] + b".mapped", b"../" + lines[0], b"\xff/\xfe")))
+        lines.insert(
+            rng.randrange(len(lines)),
+            rng.choice((word, word + b"/" + word, lines[0] + b".mapped", b"../" + lines[0], b"\xff/\xfe")),
+        )
     return damage(b"\n".join(lines), rng) if rng.random() < 0.5 else b"\n".join(lines)
 
 
@@ -355,7 +389,11 @@ def read_stored(path: Path, key: str) -> object:
     return dict(sample.arrays), sample.facts, store.findings.to_pylist(), store.frustum
 
 
-TARGETS: Final[dict[str, Callable[[Path], Iterator[Target]]]] = {"files": file_targets, "lists": list_targets, "store": store_targets}
+TARGETS: Final[dict[str, Callable[[Path], Iterator[Target]]]] = {
+    "files": file_targets,
+    "lists": list_targets,
+    "store": store_targets,
+}
 
 
 def attempt(target: Target, data: bytes, notice: bool) -> tuple[str, str]:

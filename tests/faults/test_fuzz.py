@@ -47,7 +47,9 @@ def fuzz(kind: str, count: int, seed: int, *roots: Path) -> dict[str, Any]:
 @pytest.fixture
 def worlds(front3d_world: Path, matterport_world: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Copies that a test may change."""
-    return Path(shutil.copytree(front3d_world, tmp_path / "front3d")), Path(shutil.copytree(matterport_world, tmp_path / "matterport"))
+    return Path(shutil.copytree(front3d_world, tmp_path / "front3d")), Path(
+        shutil.copytree(matterport_world, tmp_path / "matterport")
+    )
 
 
 FUZZES: Final = [
@@ -384,7 +386,9 @@ STRANGE_EXRS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "window around everything": lambda data: with_window(data, -0x80000000, -0x80000000, 0x7FFFFFFF, 0x7FFFFFFF),
     "window inside out": lambda data: with_window(data, 319, 239, 0, 0),
     "window moved": lambda data: with_window(data, 1, 1, 320, 240),
-    "attribute of four gigabytes": lambda data: patched(data, b"lineOrder\0lineOrder\0\1\0\0\0", b"lineOrder\0lineOrder\0\xff\xff\xff\xff"),
+    "attribute of four gigabytes": lambda data: patched(
+        data, b"lineOrder\0lineOrder\0\1\0\0\0", b"lineOrder\0lineOrder\0\xff\xff\xff\xff"
+    ),
     "attribute twice": lambda data: patched(data, b"lineOrder\0lineOrder\0\1\0\0\0\0", b"lineOrder\0lineOrder\0\1\0\0\0\0" * 2),
     "half floats": lambda data: patched(data, b"Z\0\2", b"Z\0\1"),
     "whole numbers": lambda data: patched(data, b"Z\0\2", b"Z\0\0"),
@@ -404,7 +408,11 @@ def test_strange_exr_is_refused_in_little_memory(change: Callable[[bytes], bytes
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(b"compression\0comp", b"c\xffmpression\0comp"), (b"lineOrder\0line", b"lineOrder\0l\xffne"), (b"type\0string", b"\xfe\xff\xfe\xff\0string")],
+    [
+        (b"compression\0comp", b"c\xffmpression\0comp"),
+        (b"lineOrder\0line", b"lineOrder\0l\xffne"),
+        (b"type\0string", b"\xfe\xff\xfe\xff\0string"),
+    ],
 )
 def test_exr_with_names_that_are_no_text_is_read_all_the_same(before: bytes, after: bytes, depth_exr: bytes) -> None:
     whole = images.read_exr_depth(depth_exr, SIZE)
@@ -415,8 +423,39 @@ def test_exr_with_names_that_are_no_text_is_read_all_the_same(before: bytes, aft
 
 
 HOSTILE: Final[tuple[Any, ...]] = (
-    *("..", ".", "", "../x", "a/b", "/etc/passwd", "\\\\host\\share", "~root", "é", "\u202e", "\ud800", "\0", "a\0b", "a\nb", "0001\n"),
-    *("a..b", "-rf", "x" * 129, "x" * 1_000_000, "\u0661\u0662\u0663\u0664", 0, -1, 1.5, float("inf"), None, True, [], {}, [["0001"]]),
+    *(
+        "..",
+        ".",
+        "",
+        "../x",
+        "a/b",
+        "/etc/passwd",
+        "\\\\host\\share",
+        "~root",
+        "é",
+        "\u202e",
+        "\ud800",
+        "\0",
+        "a\0b",
+        "a\nb",
+        "0001\n",
+    ),
+    *(
+        "a..b",
+        "-rf",
+        "x" * 129,
+        "x" * 1_000_000,
+        "\u0661\u0662\u0663\u0664",
+        0,
+        -1,
+        1.5,
+        float("inf"),
+        None,
+        True,
+        [],
+        {},
+        [["0001"]],
+    ),
 )
 
 
@@ -436,7 +475,9 @@ def test_hostile_id_names_no_sample(place: str, value: Any, tmp_path: Path) -> N
     assert str(second.key) == "scene/0002"
 
 
-@pytest.mark.parametrize("value", ["../secret.png", "data/../../secret.png", "data/link/secret.png", "/etc/passwd", "\0", "\ud800", "x" * 5000, 3, []])
+@pytest.mark.parametrize(
+    "value", ["../secret.png", "data/../../secret.png", "data/link/secret.png", "/etc/passwd", "\0", "\ud800", "x" * 5000, 3, []]
+)
 def test_hostile_image_path_reads_nothing_outside(value: Any, worlds: tuple[Path, Path]) -> None:
     root = worlds[0]
     (root.parent / "secret.png").write_bytes(b"secret")
@@ -465,7 +506,9 @@ def test_what_is_no_list_is_refused(text: bytes, tmp_path: Path) -> None:
         list(folders.read_list(write_list(tmp_path, text)))
 
 
-@pytest.mark.parametrize("text", ["[1]", "[null]", "[[]]", '["a/b"]', '[{"scene_id": "a"}]', '[{"image_id": "0001"}]', "[NaN]", "[1e999]"])
+@pytest.mark.parametrize(
+    "text", ["[1]", "[null]", "[[]]", '["a/b"]', '[{"scene_id": "a"}]', '[{"image_id": "0001"}]', "[NaN]", "[1e999]"]
+)
 def test_strange_record_names_no_sample(text: str, tmp_path: Path) -> None:
     (entry,) = folders.read_list(write_list(tmp_path, text))
     assert entry.key is None and entry.problem
@@ -550,7 +593,9 @@ def test_strange_file_is_a_finding(place: int, damage: Callable[[Path], None], w
     assert set(sample.arrays) <= {"intrinsics"}
 
 
-@pytest.mark.parametrize("path", ["../secret", "data/../../secret", "/etc/passwd", "data/\0", "", ".", "data", "data/" + "x" * 5000, "a/b/c"])
+@pytest.mark.parametrize(
+    "path", ["../secret", "data/../../secret", "/etc/passwd", "data/\0", "", ".", "data", "data/" + "x" * 5000, "a/b/c"]
+)
 def test_path_out_of_the_folder_is_refused(path: str, worlds: tuple[Path, Path]) -> None:
     (worlds[0].parent / "secret").write_bytes(b"secret")
     with pytest.raises(SourceError):

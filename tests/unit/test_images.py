@@ -49,8 +49,8 @@ def join_png(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in chunks)
 
 
-def header(width: int, height: int, bits: int = 8, color: int = 2) -> bytes:
-    return struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
+def header(width: int, height: int, bits: int = 8, color: int = 2, interlace: int = 0) -> bytes:
+    return struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlace)
 
 
 def fails(check: str, call: Callable[[], object]) -> None:
@@ -144,6 +144,7 @@ def test_no_flipped_bit_of_a_png_gives_other_pixels() -> None:
         [(b"IDAT", b""), (b"IEND", b"")],
         [(b"IHDR", header(9, 6)), (b"IEND", b"")],  # no pixels
         [(b"IHDR", header(9, 6)), (b"IDAT", zlib.compress(bytes(28))), (b"IEND", b"")],  # a row of pixels
+        [(b"IHDR", header(9, 6)), (b"IDAT", zlib.compress(bytes(167))), (b"IEND", b"")],  # all pixels but a byte
         [(b"IHDR", header(9, 6)), (b"IDAT", b"no deflate stream"), (b"IEND", b"")],
         [(b"IHDR", header(9, 6)), (b"IHDR", header(9, 6)), (b"IDAT", zlib.compress(bytes(168))), (b"IEND", b"")],
         [(b"tEXt", b"a\0b"), (b"IHDR", header(9, 6)), (b"IDAT", zlib.compress(bytes(168))), (b"IEND", b"")],
@@ -152,6 +153,37 @@ def test_no_flipped_bit_of_a_png_gives_other_pixels() -> None:
 )
 def test_png_of_sound_chunks_that_make_no_image_is_refused(chunks: list[tuple[bytes, bytes]]) -> None:
     fails("container", lambda: read_png(join_png(chunks), SIZE, RGB))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (6, 9), (8, 8), (13, 5)])
+def test_interlaced_png_is_read_and_counted(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    rows = b""
+    for left, top, across, down in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
+        rows += b"".join(b"\0" + row.tobytes() for row in pixels[top::down, left::across] if row.size)
+    start = (b"IHDR", header(size[1], size[0], interlace=1))
+    assert np.array_equal(read_png(join_png([start, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]), size, RGB), pixels)
+    fails("container", lambda: read_png(join_png([start, (b"IDAT", zlib.compress(rows[:-1])), (b"IEND", b"")]), size, RGB))
+
+
+@pytest.mark.parametrize("field", range(8, 13))
+def test_any_value_of_a_png_header_is_read_or_refused(field: int) -> None:
+    (_, start), *rest = split_png(encode(COLORS))
+    for value in range(256):
+        forged = join_png([(b"IHDR", start[:field] + bytes([value]) + start[field + 1 :]), *rest])
+        try:
+            read_png(forged, SIZE, {**RGB, "L": "uint8", "P": "uint8", "RGBA": "uint8"})
+        except SourceError:
+            continue
+        assert value <= 16 or field == 12
 
 
 def test_png_of_huge_size_is_refused_by_its_header() -> None:
@@ -244,7 +276,12 @@ def test_exr_of_a_form_with_a_version_flag_is_refused(flag: int, tmp_path: Path)
 def test_exr_with_a_shifted_window_is_refused(tmp_path: Path) -> None:
     data = encode_exr(tmp_path, {"Z": DEPTH_M})
     start = data.index(b"dataWindow\0box2i\0") + len(b"dataWindow\0box2i\0") + 4
-    for window, check in (((1, 0, 9, 5), "shape"), ((0, 0, 8, 6), "shape"), ((0, 0, 2**31 - 1, 5), "shape"), ((0, 0, 8, -6), "shape")):
+    for window, check in (
+        ((1, 0, 9, 5), "shape"),
+        ((0, 0, 8, 6), "shape"),
+        ((0, 0, 2**31 - 1, 5), "shape"),
+        ((0, 0, 8, -6), "shape"),
+    ):
         forged = data[:start] + struct.pack("<4i", *window) + data[start + 16 :]
         fails(check, lambda forged=forged: read_exr_depth(forged, SIZE))  # type: ignore[misc]
 
