@@ -234,7 +234,7 @@ def ingest(
     config = _config(source, input, output, splits, limit, workers, max_rejected, precision, samples_per_part, repair)
     with _progress(as_json) as on_progress:
         outcome = run(config, on_progress)
-    figures = {name: value for name, value in vars(outcome).items() if name not in ("findings", "samples")}
+    figures = {name: value for name, value in vars(outcome).items() if name not in ("findings", "samples", "expected")}
     _say({"store": str(output), **figures}, as_json, lambda console: print_outcome(console, output, outcome))
 
 

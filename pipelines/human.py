@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scenemill.transforms.store import Store, history
+from scenemill.validators.suites import DOCS_INDEX
 
 if TYPE_CHECKING:
     from scenemill.pipelines.ingest import Outcome
@@ -77,18 +78,9 @@ def print_findings(console: Console, findings: pa.Table) -> None:
     if not rows:
         console.print("Nothing found wrong.")
         return
-    table = Table(
-        "severity",
-        "check",
-        "field",
-        "samples",
-        "for example",
-        "observed",
-        "expected",
-        box=None,
-        header_style="bold",
-        padding=(0, 1),
-    )
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    for name in ("severity", "check", "field", "samples", "for example", "observed", "expected"):
+        table.add_column(name, no_wrap=name in ("severity", "for example"))
     for row in rows[:_ROWS]:
         style = _STYLES[row["severity"]]
         cells = (row["check"], row["field"], str(row["samples"]), _short(row["key"]), row["observed"], row["expected"])
@@ -128,6 +120,9 @@ def print_outcome(console: Console, store: Path, outcome: "Outcome") -> None:
     print_findings(console, outcome.findings)
     if outcome.outcome == "unchanged":
         console.print(f"Nothing to do: version {outcome.version} of {store} holds these very samples.")
+    expected = outcome.expected
+    for failed in expected.failed if expected else ():
+        console.print(f"[yellow]expectation[/] {_plain(str(failed))}")
     _pairs(
         console,
         {
@@ -136,6 +131,9 @@ def print_outcome(console: Console, store: Path, outcome: "Outcome") -> None:
             "samples": f"{outcome.listed} in = {outcome.stored} stored + {outcome.rejected} rejected ({outcome.new} new)",
             "parts": f"{outcome.parts} ({outcome.parts_built} built now)",
             "bytes": f"{size(outcome.raw_byte)} read, {size(outcome.stored_byte)} written",
+            "time": duration(outcome.seconds),
+            **({"expectations": f"{expected.met} of {expected.expectations} met"} if expected else {}),
+            **({"data docs": outcome.report / DOCS_INDEX} if outcome.report else {}),
         },
     )
 

@@ -99,6 +99,9 @@ class Outcome:
         raw_byte, stored_byte: read and written by this run.
         findings: of this run's samples and folder.
         samples: rows of this run's stored samples.
+        seconds: from start to end.
+        expected: how the samples table as a whole was judged; None where nothing was new.
+        report: folder with the run's validation result and data docs; None where nothing was new.
     """
 
     outcome: str
@@ -113,6 +116,9 @@ class Outcome:
     stored_byte: int
     findings: pa.Table
     samples: pa.Table
+    seconds: float = 0.0
+    expected: Expected | None = None
+    report: Path | None = None
 
 
 def read_folder(
@@ -291,7 +297,7 @@ def ingest(config: IngestConfig, on_progress: OnProgress = no_progress) -> Outco
         draft = _draft(config.output, folder, plan, receipts)
         outcome = _outcome(folder, plan, receipts, draft, built=len(plan.parts) - len(finished))
         if base is not None and draft.manifest["tables"] == base.manifest["tables"]:
-            return replace(outcome, outcome="unchanged", version=base.version)
+            return replace(outcome, outcome="unchanged", version=base.version, seconds=run.seconds)
         return _publish(config, folder, plan, draft, outcome, run)
 
 
@@ -423,7 +429,7 @@ def _publish(config: IngestConfig, folder: Folder, plan: Plan, draft: Draft, out
         raise TooManyRejected(f"{problem}; nothing was published. Reasons: {run.folder(store) / 'findings.parquet'}")
     root = store / ROOT
     version = publish_version(store, draft, root.read_bytes() if plan.base is not None else None)
-    published = replace(outcome, version=version)
+    published = replace(outcome, version=version, seconds=run.seconds, expected=expected, report=run.folder(store))
     run.write(store, published, expected)
     publish.reached("run written")
     return published

@@ -59,13 +59,16 @@ def find_lists(root: Path, splits: Sequence[str]) -> dict[str, Path]:
         splits: names, or ``name=path``; empty for every list in ``root``.
 
     Raises:
-        ConfigError: a named list is missing, or there is none at all.
+        ConfigError: a named list is missing or named twice, or there is none at all.
     """
     if splits:
-        return dict(_named_list(root, split) for split in splits)
-    found = {
-        path.stem: path for path in sorted(root.iterdir()) if path.suffix in (".json", ".txt") and path.is_file() and _is_list(path)
-    }
+        named = [_named_list(root, split) for split in splits]
+        found = dict(named)
+        if len(found) < len(named):
+            raise ConfigError(f"--splits {', '.join(splits)}: a split is named twice; name each once")
+    else:
+        files = sorted(root.iterdir(), reverse=True)  # of train.json and train.txt, the JSON file comes last and counts
+        found = {path.stem: path for path in files if path.suffix in (".json", ".txt") and path.is_file() and _is_list(path)}
     if not found:
         raise ConfigError(
             f"input {root}: no split list in it; expected train.json, val.json or test.json, or name one with --splits NAME=FILE"
@@ -174,10 +177,10 @@ def read_file(root: Path, relative: str, limit_byte: int) -> bytes:
 
 
 def _open_inside(root: Path, relative: str, limit_byte: int) -> tuple[int, int]:
-    tree, _, _ = relative.partition("/")
+    tree, below, _ = relative.partition("/")
     if ".." in relative.split("/") or "\0" in relative:
         raise SourceError("path", f"{relative[:200]!r}, which leads out of the raw folder", "a file inside it")
-    inside = os.path.realpath(root / tree)
+    inside = os.path.realpath(root / tree if below else root)
     path = os.path.realpath(root / relative)
     if path != inside and not path.startswith(inside + os.sep):
         raise SourceError("path", f"{relative[:200]!r}, which leads out of the raw folder", "a file inside it")

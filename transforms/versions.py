@@ -39,14 +39,14 @@ class Draft:
         layout: of the store.
         samples, findings: its tables, in their final order.
         manifest: what it is made of, without the id.
-        frustum: the stored form of the frustum that all samples share, or b"".
+        files: path below the store -> bytes of what belongs to the version as a whole: its tables, and the shared frustum.
     """
 
     layout: Layout
     samples: pa.Table
     findings: pa.Table
     manifest: Mapping[str, Any]
-    frustum: bytes
+    files: Mapping[str, bytes]
 
 
 def encode_frustum(mask: NDArray[np.bool_] | None) -> bytes:
@@ -77,7 +77,13 @@ def draft_version(
         slots: number of shards ever given to a part.
         frustum: from ``encode_frustum``.
     """
-    tables = {name: _table_entry(name, table) for name, table in (("samples", samples), ("findings", findings))}
+    tables, files = {}, {FRUSTUM_CHUNK: frustum} if frustum else {}
+    for name, table in (("samples", samples), ("findings", findings)):
+        data = to_parquet(table)
+        checksum = sha256(data)
+        path = f"tables/{name}-{checksum[:16]}.parquet"
+        files[path] = data
+        tables[name] = {"path": path, "sha256": checksum, "size_byte": len(data), "rows": table.num_rows}
     used = set(samples["part"].to_pylist())
     before = [part for part in (base.manifest["parts"] if base else []) if part["id"] in used]
     new = [_part_entry(store, receipt) for receipt in receipts if receipt.id in used]
@@ -94,13 +100,7 @@ def draft_version(
         "rejected": len(rejected),
         "error_max_voxel": max([0.0, *samples["geometry_error_max_voxel"].to_pylist()]),
     }
-    return Draft(layout, samples, findings, manifest, frustum)
-
-
-def _table_entry(name: str, table: pa.Table) -> dict[str, Any]:
-    data = to_parquet(table)
-    checksum = sha256(data)
-    return {"path": f"tables/{name}-{checksum[:16]}.parquet", "sha256": checksum, "size_byte": len(data), "rows": table.num_rows}
+    return Draft(layout, samples, findings, manifest, files)
 
 
 def _part_entry(store: Path, receipt: Receipt) -> dict[str, Any]:
@@ -134,10 +134,9 @@ def publish_version(store: Path, draft: Draft, expected: bytes | None) -> str:
         Conflict: another run published meanwhile.
     """
     rows = rows_of_manifest(draft.layout, draft.manifest)
-    for name, table in (("samples", draft.samples), ("findings", draft.findings)):
-        publish.write_whole(store / draft.manifest["tables"][name]["path"], to_parquet(table))
+    for path, data in draft.files.items():
+        publish.write_whole(store / path, data)
     if draft.layout.frustum:
-        publish.write_whole(store / FRUSTUM_CHUNK, draft.frustum)
         publish.write_whole(store / FRUSTUM / ROOT, to_bytes(frustum_document(draft.layout)))
     publish.reached("tables written")
     for field in draft.layout.fields:  # for readers that open one array alone: larger first, so that no published row is cut off

@@ -1,0 +1,501 @@
+"""Every check speaks when its promise is broken, and only then; good samples pass; what is counted is what is there."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from scenemill.pipelines.examine import rules_of
+from scenemill.schemas.fields import SOURCES, fields_of, raw_orientation
+from scenemill.schemas.labels import CEILING, FLOOR, LABELS, WALL
+from scenemill.schemas.sample import Sample
+from scenemill.schemas.tables import Finding, Severity
+from scenemill.transforms.geometry import front3d_frustum
+from scenemill.transforms.sources import list_samples, open_source, read_sample
+from scenemill.validators import checks
+from scenemill.validators.checks import CHECKS, Check, check_sample
+from scenemill.validators.measures import Measured, Rules
+
+GRID = 64
+FRUSTUM = front3d_frustum(GRID)
+THINGS = [label.id for label in LABELS if label.thing]
+NOBODY = 4000  # an instance id that no made-up world gives
+
+Arrays = dict[str, NDArray[Any]]
+Voxel = tuple[int, ...]
+Mutation = Callable[[Arrays], None]
+
+
+@dataclass(frozen=True)
+class World:
+    """The samples of a made-up folder, and one of them that no check has anything to say about."""
+
+    rules: Rules
+    samples: tuple[Sample, ...]
+    clean: Sample
+
+
+def read_world(source: str, root: Path) -> World:
+    listed, problems = list_samples(source, root)
+    opened = open_source(source, root, listed)
+    samples = []
+    for one in listed:
+        sample, findings = read_sample(opened, one)
+        assert not findings and not problems
+        samples.append(sample)
+    rules = rules_of(opened)
+    return World(rules, tuple(samples), next(sample for sample in samples if is_rich(sample) and not check_sample(sample, rules)[0]))
+
+
+def is_rich(sample: Sample) -> bool:
+    """Whether it has a few things, and two of one class in the 3D-Front form."""
+    kinds = [kind for _, kind in both(dict(sample.arrays))]
+    return len(kinds) > 4 if "outside" in sample else len(set(kinds)) < len(kinds)
+
+
+@pytest.fixture(scope="module")
+def worlds(front3d_world: Path, matterport_world: Path) -> dict[str, World]:
+    return {"front3d": read_world("front3d", front3d_world), "matterport": read_world("matterport", matterport_world)}
+
+
+def listen(sample: Sample, rules: Rules) -> tuple[dict[str, list[Finding]], list[str]]:
+    """What every entry of CHECKS finds in a sample, by its name, and the names of those that were asked."""
+    spoken: dict[str, list[Finding]] = {}
+    asked = []
+
+    def wrap(check: Check) -> Check:
+        def run(measured: Measured) -> Iterator[Finding]:
+            asked.append(check.name)
+            found = list(check.run(measured))
+            if found:
+                spoken[check.name] = found
+            return iter(found)
+
+        return replace(check, run=run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "CHECKS", tuple(map(wrap, CHECKS)))
+        findings, _ = check_sample(sample, rules)
+    assert findings == [finding for found in spoken.values() for finding in found]
+    return spoken, asked
+
+
+def mutated(sample: Sample, change: Mutation, facts: dict[str, Any] | None = None) -> Sample:
+    arrays = {name: array.copy() for name, array in sample.arrays.items()}
+    change(arrays)
+    return Sample(sample.key, arrays, {**sample.facts, **(facts or {})})
+
+
+# --- places in a sample
+
+
+def pick(where: NDArray[np.bool_]) -> Voxel:
+    """One of the places, neither the first nor the last."""
+    places = np.argwhere(where)
+    assert len(places)
+    return tuple(places[len(places) // 2].tolist())
+
+
+def lonely(a: Arrays) -> NDArray[np.bool_]:
+    """Voxels of the fill value whose six neighbours are fill, too."""
+    fill = a["geometry"] == (-12.0 if "outside" in a else 12.0)
+    alone: NDArray[np.bool_] = fill.copy()
+    for axis in range(3):
+        for shift in (1, -1):
+            alone &= np.roll(fill, shift, axis)
+    return alone
+
+
+def far(a: Arrays) -> Voxel:
+    """A voxel in the frustum, far from everything."""
+    return pick(lonely(a) & FRUSTUM)
+
+
+def beyond(a: Arrays) -> Voxel:
+    """A voxel outside the frustum, far from everything."""
+    return pick(lonely(a) & ~FRUSTUM)
+
+
+def near(a: Arrays, low: float, high: float) -> Voxel:
+    """A voxel in the frustum whose distance lies between two."""
+    return pick((a["geometry"] > low) & (a["geometry"] < high) & FRUSTUM)
+
+
+def both(a: Arrays) -> list[tuple[int, int]]:
+    """(instance, class) of the things in image and volume, those with the fewest pixels first."""
+    found = []
+    for instance in np.unique(a["instance_3d"][np.isin(a["semantic_3d"], THINGS)]):
+        pixels = a["semantic_2d"][a["instance_2d"] == instance]
+        if pixels.size:
+            found.append((pixels.size, int(instance), int(pixels[0])))
+    return [(instance, kind) for _, instance, kind in sorted(found)]
+
+
+def stuff_2d(a: Arrays, kind: int = WALL) -> int:
+    """The instance of a class of stuff with the fewest pixels."""
+    ids, counts = np.unique(a["instance_2d"][a["semantic_2d"] == kind], return_counts=True)
+    return int(ids[np.argmin(counts)])
+
+
+def turn(a: Arrays) -> None:
+    """Volumes rotated by 180 degrees about the depth axis, as the files of 3D-Front have them."""
+    for name in ("geometry", "semantic_3d", "instance_3d", "weighting"):
+        a[name] = a[name][::-1, ::-1].copy()
+
+
+def put(name: str, place: Callable[[Arrays], Any], value: Any) -> Mutation:
+    """Set some values of one array."""
+
+    def change(a: Arrays) -> None:
+        a[name][place(a)] = value
+
+    return change
+
+
+def scale(name: str, factor: float, shift: float = 0.0) -> Mutation:
+    def change(a: Arrays) -> None:
+        a[name] = (a[name] * factor + shift).astype(a[name].dtype)
+
+    return change
+
+
+def chain(*changes: Mutation) -> Mutation:
+    def change(a: Arrays) -> None:
+        for one in changes:
+            one(a)
+
+    return change
+
+
+def shrink_thing(a: Arrays) -> None:
+    """All but 200 pixels of the smallest thing become wall."""
+    rows, columns = np.nonzero(a["instance_2d"] == both(a)[0][0])
+    a["semantic_2d"][rows[200:], columns[200:]], a["instance_2d"][rows[200:], columns[200:]] = WALL, stuff_2d(a)
+
+
+def remove_thing_3d(a: Arrays) -> None:
+    gone = a["instance_3d"] == both(a)[0][0]
+    a["semantic_3d"][gone], a["instance_3d"][gone] = WALL, 0
+
+
+def add_thing_3d(a: Arrays) -> None:
+    place = pick(a["semantic_3d"] == WALL)
+    a["semantic_3d"][place], a["instance_3d"][place] = 9, NOBODY
+
+
+def other_class_3d(voxels: int | None) -> Mutation:
+    """Some voxels of a thing, or all, get another class of things, below its own (so that its own is told last)."""
+
+    def change(a: Arrays) -> None:
+        instance, _ = next(pair for pair in both(a) if pair[1] > 1)
+        x, y, z = (index[:voxels] for index in np.nonzero(a["instance_3d"] == instance))
+        a["semantic_3d"][x, y, z] = 1
+
+    return change
+
+
+def exchange_things_3d(a: Arrays) -> None:
+    """In the volume, the two largest things of one class (or of any, in Matterport3D) exchange their ids."""
+    pairs = both(a)[::-1]
+    one, other = next((p, q) for i, p in enumerate(pairs) for q in pairs[i + 1 :] if p[1] == q[1] or "outside" in a)
+    first, second = a["instance_3d"] == one[0], a["instance_3d"] == other[0]
+    a["instance_3d"][first], a["instance_3d"][second] = other[0], one[0]
+
+
+def split_floor(a: Arrays) -> None:
+    rows, columns = np.nonzero(a["semantic_2d"] == FLOOR)
+    a["instance_2d"][rows[::2], columns[::2]] = NOBODY
+
+
+def label_far_voxels(a: Arrays) -> None:
+    x, y, z = (index[:: max(1, len(index) // 400)] for index in np.nonzero(a["geometry"] > 5))
+    assert len(x) > 0.05 * np.count_nonzero(a["semantic_3d"])
+    a["semantic_3d"][x, y, z] = WALL
+
+
+def invert(name: str) -> Mutation:
+    def change(a: Arrays) -> None:
+        a[name] = ~a[name]
+
+    return change
+
+
+def relabel(name: str, old: int, new: int) -> Mutation:
+    def change(a: Arrays) -> None:
+        assert (a[name] == old).any()
+        a[name][a[name] == old] = new
+
+    return change
+
+
+# --- the table of mutations
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mutation of a clean sample and what must come of it.
+
+    Attributes:
+        name: of the entry of CHECKS that must speak.
+        source: whose sample.
+        what: the mutation in words.
+        change: the mutation.
+        says: check, field and severity of its finding, and a part of what it observed.
+        also: other entries that cannot but speak.
+    """
+
+    name: str
+    source: str
+    what: str
+    change: Mutation
+    says: tuple[str, str, Severity, str]
+    also: frozenset[str] = frozenset()
+    facts: tuple[tuple[str, Any], ...] = ()
+
+
+F, M = "front3d", "matterport"
+ERROR, WARNING, INFO = "error", "warning", "info"
+LABELLED = ("one_class_per_instance", "things_in_both")
+
+
+def case(
+    name: str, source: str, what: str, change: Mutation, field: str, severity: Severity, observed: str, *also: str, as_: str = "", **facts: Any
+) -> Case:
+    return Case(name, source, what, change, (as_ or name, field, severity, observed), frozenset(also), tuple(facts.items()))
+
+
+def matrix(name: str, row: int, column: int, value: float) -> Mutation:
+    return put(name, lambda _: (row, column), value)
+
+
+def pixels(count: int) -> Callable[[Arrays], Any]:
+    return lambda _: (slice(100, 101), slice(50, 50 + count))
+
+
+CASES = (
+    case("finite", M, "three NaN in depth", put("depth", pixels(3), np.nan), "depth", ERROR, "3 values"),
+    case("finite", F, "infinite depth", put("depth", pixels(1), np.inf), "depth", ERROR, "1 values", "depth_range"),
+    case("finite", F, "NaN in a pose", matrix("world_from_camera", 0, 3, np.nan), "world_from_camera", ERROR, "1 values"),
+    case("finite", M, "NaN in K", matrix("intrinsics", 0, 1, np.nan), "intrinsics", ERROR, "1 values", "intrinsics", "depth_on_surface"),
+    case("intrinsics", M, "skew", matrix("intrinsics", 0, 1, 1e-3), "intrinsics", ERROR, "skew"),
+    case("intrinsics", M, "a last row that is none", matrix("intrinsics", 3, 3, 2.0), "intrinsics", ERROR, "last row"),
+    case("intrinsics", M, "focal length in metres", matrix("intrinsics", 0, 0, 0.035), "intrinsics", ERROR, "0.0, 2", "depth_on_surface"),
+    case("intrinsics", M, "no focal length", matrix("intrinsics", 0, 0, 0.0), "intrinsics", ERROR, "0.0, 2", "depth_on_surface"),
+    case("intrinsics", M, "K of another image", scale("intrinsics", 20.0), "intrinsics", ERROR, "last row", "depth_on_surface"),
+    case("intrinsics", M, "oblong pixels", matrix("intrinsics", 0, 0, 500.0), "intrinsics", WARNING, "500.0", "depth_on_surface"),
+    case("intrinsics", M, "centre outside", matrix("intrinsics", 0, 2, -1.0), "intrinsics", ERROR, "point -1.0", "depth_on_surface"),
+    case("intrinsics", M, "centre below", matrix("intrinsics", 1, 2, 240.0), "intrinsics", ERROR, "point 240.0", "depth_on_surface"),
+    case("intrinsics", M, "centre far off", matrix("intrinsics", 1, 2, 200.0), "intrinsics", WARNING, "point 200.0", "depth_on_surface"),
+    case("pose", F, "a scaled rotation", scale("world_from_camera", 1.01), "world_from_camera", ERROR, "not orthonormal"),
+    case("pose", F, "a mirror", put("world_from_camera", lambda _: (slice(3), 0), (0, 0, 1)), "world_from_camera", ERROR, "orthonormal"),
+    case("pose", F, "a last row that is none", matrix("world_from_camera", 3, 0, 1e-3), "world_from_camera", ERROR, "last row"),
+    case("depth_range", F, "negative depth", put("depth", pixels(1), -0.5), "depth", ERROR, "depth of -0.500 m"),
+    case("depth_range", M, "negative depth", put("depth", pixels(1), -0.5), "depth", ERROR, "depth of -0.500 m"),
+    case("depth_range", F, "no depth at all", scale("depth", 0.0), "depth", ERROR, "no pixel above 0", "depth_on_surface"),
+    case("depth_range", M, "no depth at all", scale("depth", 0.0), "depth", ERROR, "no pixel above 0", "depth_on_surface"),
+    case("depth_range", F, "millimetres", scale("depth", 1e3), "depth", ERROR, "a median of", "depth_on_surface", as_="depth_unit"),
+    case("depth_range", M, "millimetres", scale("depth", 1e3), "depth", ERROR, "a median of", "depth_on_surface", as_="depth_unit"),
+    case("depth_range", F, "too near", put("depth", pixels(1), 0.25), "depth", WARNING, "0.250 to"),
+    case("depth_range", F, "too far", put("depth", pixels(1), 6.5), "depth", WARNING, "to 6.500 m"),
+    case("depth_range", F, "pixels without depth", put("depth", pixels(7), 0.0), "depth", WARNING, "7 invalid pixels"),
+    case("room_mask", M, "an empty room", scale("room_mask", 0.0), "room_mask", WARNING, "no pixel"),
+    case("labels_2d", F, "a class that is none", relabel("semantic_2d", CEILING, 13), "semantic_2d", ERROR, "ids 13", as_="label_known"),
+    case("labels_2d", M, "a class that is none", relabel("semantic_2d", FLOOR, 255), "semantic_2d", ERROR, "ids 255", as_="label_known"),
+    case(
+        "labels_2d",
+        F,
+        "void pixels",
+        chain(put("semantic_2d", pixels(5), 0), put("instance_2d", pixels(5), 0)),
+        "semantic_2d",
+        WARNING,
+        "5 void pixels",
+    ),
+    case("one_floor", F, "two floors", split_floor, "instance_2d", WARNING, "2 floor instances"),
+    case("small_thing", F, "200 pixels of a thing", shrink_thing, "instance_2d", INFO, "of at most 200 pixels"),
+    case("small_thing", M, "200 pixels of a thing", shrink_thing, "instance_2d", INFO, "of at most 200 pixels"),
+    case(
+        "labels_3d",
+        F,
+        "no labels",
+        chain(scale("semantic_3d", 0.0), scale("instance_3d", 0.0)),
+        "semantic_3d",
+        ERROR,
+        "no labelled voxel",
+        "things_in_both",
+        "labels_on_surface",
+    ),
+    case(
+        "labels_3d",
+        F,
+        "a class that is none",
+        put("semantic_3d", lambda a: pick(a["semantic_3d"] == WALL), 13),
+        "semantic_3d",
+        ERROR,
+        "class ids 13",
+        as_="label_known",
+    ),
+    case(
+        "one_class_per_instance",
+        F,
+        "a pixel of a wall says ceiling",
+        put("semantic_2d", lambda a: pick(a["instance_2d"] == stuff_2d(a)), CEILING),
+        "instance_2d",
+        ERROR,
+        "with several classes",
+    ),
+    case("one_class_per_instance", F, "a voxel of another class", other_class_3d(1), "instance_3d", ERROR, "several classes"),
+    case("one_class_per_instance", M, "a voxel of another class", other_class_3d(1), "instance_3d", WARNING, "several classes"),
+    case(
+        "same_class",
+        F,
+        "a thing of another class in 3D",
+        other_class_3d(None),
+        "instance_3d",
+        ERROR,
+        "with another class in 3D",
+        as_="one_class_per_instance",
+    ),
+    case("things_in_both", F, "a thing not in the volume", remove_thing_3d, "instance_3d", WARNING, "only in the image"),
+    case("things_in_both", F, "a thing not in the image", add_thing_3d, "instance_2d", WARNING, "things 4000 only in the volume"),
+    case("things_in_both", M, "a thing not in the image", add_thing_3d, "instance_2d", WARNING, "things 4000 only in the volume"),
+    case(
+        "things_have_instances",
+        F,
+        "a thing voxel without instance",
+        put("instance_3d", lambda a: pick(a["instance_3d"] > 0), 0),
+        "instance_3d",
+        ERROR,
+        "1 voxels",
+    ),
+    case(
+        "things_have_instances",
+        F,
+        "a wall voxel with instance",
+        put("instance_3d", lambda a: pick(a["semantic_3d"] == WALL), NOBODY),
+        "instance_3d",
+        ERROR,
+        "1 voxels",
+    ),
+    case("things_have_instances", F, "a free voxel with instance", put("instance_3d", far, NOBODY), "instance_3d", ERROR, "1 voxels"),
+    case(
+        "instances_have_classes",
+        M,
+        "a free voxel with instance",
+        put("instance_3d", far, NOBODY),
+        "instance_3d",
+        WARNING,
+        "1 instance voxels without",
+        as_="things_have_instances",
+    ),
+    case(
+        "distance_range",
+        F,
+        "a negative distance",
+        put("geometry", lambda a: np.unravel_index(a["geometry"].argmin(), a["geometry"].shape), -1e-3),
+        "geometry",
+        ERROR,
+        "-0.001 to",
+    ),
+    case("distance_range", F, "a distance above 12", put("geometry", far, 12.5), "geometry", ERROR, "to 12.5 voxels"),
+    case("distance_range", M, "a distance below -12", put("geometry", far, -12.5), "geometry", ERROR, "-12.5 to"),
+    case("distance_range", F, "a distance that is none", put("geometry", far, np.nan), "geometry", ERROR, "1 values", as_="finite"),
+    case("distance_range", M, "an infinite distance", put("geometry", far, np.inf), "geometry", ERROR, "1 values", as_="finite"),
+    case(
+        "distance_range",
+        F,
+        "nothing in the volume",
+        scale("geometry", 0.0, 12.0),
+        "geometry",
+        ERROR,
+        "nothing but the fill",
+        "labels_on_surface",
+        "weights_near_surface",
+        "depth_on_surface",
+    ),
+    case(
+        "distance_range",
+        F,
+        "distances in metres",
+        scale("geometry", 0.12),
+        "geometry",
+        ERROR,
+        "no voxel at 12",
+        "surface_in_frustum",
+        "labels_on_surface",
+        "weights_near_surface",
+        "depth_on_surface",
+        as_="distance_unit",
+    ),
+    case("distance_exact", F, "rounded float64", lambda _: None, "geometry", WARNING, "rounds", geometry_float32_exact=False),
+    case("distance_exact", M, "rounded float64", lambda _: None, "geometry", WARNING, "rounds", geometry_float32_exact=False),
+    case(
+        "distance_smooth",
+        F,
+        "a voxel 2.5 further than it is",
+        put("geometry", lambda a: near(a, 5.0, 5.1), 7.6),
+        "geometry",
+        WARNING,
+        "neighbours more than 1 voxel apart",
+    ),
+    case("outside", M, "True and False exchanged", invert("outside"), "outside", ERROR, "of the grid outside", "depth_on_surface"),
+    case("outside", M, "everything outside", scale("outside", 0, 1), "outside", ERROR, "100.0% of", "depth_on_surface"),
+    case("surface_in_frustum", F, "a distance outside", put("geometry", beyond, 11.5), "geometry", ERROR, "1 voxels with a distance"),
+    case(
+        "labels_on_surface",
+        F,
+        "a surface without label",
+        put("semantic_3d", lambda a: pick(a["semantic_3d"] == WALL), 0),
+        "semantic_3d",
+        ERROR,
+        "1 voxels differ",
+    ),
+    case("labels_on_surface", F, "a label off the surface", put("semantic_3d", far, WALL), "semantic_3d", ERROR, "1 voxels differ"),
+    case("labels_in_band", M, "labels far from surfaces", label_far_voxels, "semantic_3d", WARNING, "3 or more", as_="labels_on_surface"),
+    case("weights", F, "another weight", put("weighting", far, 3), "weighting", ERROR, "1 voxels with another weight"),
+    case("weights", F, "a weight of the other source", put("weighting", lambda a: near(a, 1, 2), 25), "weighting", ERROR, "1 voxels"),
+    case("weights", M, "a weight of the other source", put("weighting", far, 5), "weighting", ERROR, "1 voxels with another weight"),
+    case("weights_near_surface", F, "a light surface", put("weighting", lambda a: near(a, 1, 2), 2), "weighting", ERROR, "1 light voxels"),
+    case("weights_near_surface", F, "a heavy void", put("weighting", far, 10), "weighting", ERROR, "0 light voxels near a surface, 1 heavy"),
+    case("weights_outside", F, "a weight outside", put("weighting", beyond, 2), "weighting", ERROR, "1 voxels outside"),
+    case("depth_on_surface", F, "depth 0.3 m too far", scale("depth", 1.0, 0.3), "depth", ERROR, "pixels off the surface", "labels_agree"),
+    case("depth_on_surface", M, "depth 0.6 m too near", scale("depth", 1.0, -0.6), "depth", WARNING, "of pixels on the surface", "labels_agree"),
+    case(
+        "labels_agree",
+        F,
+        "walls that are ceiling in 3D",
+        relabel("semantic_3d", WALL, CEILING),
+        "semantic_3d",
+        WARNING,
+        "agree with their voxel",
+        as_="classes_agree",
+    ),
+    case("labels_agree", F, "two chairs exchanged", exchange_things_3d, "semantic_3d", WARNING, "agree with", as_="instances_agree"),
+    case("labels_agree", M, "two things exchanged", exchange_things_3d, "semantic_3d", WARNING, "agree with", as_="instances_agree"),
+)
+
+
+def test_every_check_has_a_mutation_that_makes_it_speak() -> None:
+    assert {one.name for one in CASES} == {check.name for check in CHECKS}
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+@pytest.mark.parametrize("source", [F, M])
+def test_good_samples_have_no_errors(source: str, worlds: dict[str, World]) -> None:
+    for sample in worlds[source].samples:
+        findings, _ = check_sample(sample, worlds[source].rules)
+        assert not [finding for finding in findings if finding.blocks], sample.key
+
+
+@pytest.mark.parametrize("one", CASES, ids=lambda one: f"{one.name}-{one.source}-{one.what.replace(' ', '_')}")
+def test_a_broken_promise_is_told_by_its_check_and_no_other(one: Case, worlds: dict[str, World]) -> None:
+    world = worlds[one.source]
+    spoken, _ = listen(mutated(world.clean, one.change, dict(one.facts)), world.rules)
+    check, field, severity, observed = one.says
+    told = [finding for finding in spoken.get(one.name, []) if (finding.check, finding.field, finding.severity) == (check, field, severity)]
+    assert any(observed in finding.observed for finding in told), spoken
+    assert set(spoken) == {one.name, *one.also}
+    assert all(finding.expected for found in spoken.values() for finding in found)
