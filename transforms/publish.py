@@ -61,7 +61,7 @@ def locked(store: Path) -> Iterator[None]:
     """
     if store.exists() and not store.is_dir():
         raise ConfigError(f"store {store}: is a file; give a folder")
-    if store.is_dir() and any(store.iterdir()) and not (store / _LOCK).exists():
+    if store.is_dir() and any(store.iterdir()) and not ((store / _LOCK).exists() or (store / "zarr.json").exists()):
         raise ConfigError(f"store {store}: a folder with other things in it; give a new or empty folder")
     store.mkdir(parents=True, exist_ok=True)
     with (store / _LOCK).open("a") as file:
@@ -80,12 +80,12 @@ def work_path(store: Path) -> Path:
     return store / WORK / uuid4().hex
 
 
-def store_of(path: Path) -> Path:
-    """The store that a path lies in: the nearest folder above it that holds a work folder, else the path's own folder."""
+def _temporary(path: Path) -> Path:
+    """A name for a file on its way to ``path``: in the work folder of the store that holds it, or beside it."""
     for folder in path.parents:
         if (folder / WORK).is_dir():
-            return folder
-    return path.parent
+            return folder / WORK / uuid4().hex
+    return path.with_name(f".{path.name}.{uuid4().hex}")
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -93,7 +93,7 @@ def write_whole(path: Path, data: bytes) -> None:
     if path.is_file() and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = work_path(store_of(path))
+    temporary = _temporary(path)
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

@@ -84,7 +84,7 @@ def sums_from(table: pa.Table) -> dict[str, Sums]:
 
 
 def _memory(store: Path) -> Path:
-    return store / "sums.parquet"
+    return store / "runs" / "sums.parquet"  # beside all else that depends on time and place
 
 
 def recall(store: Path | None) -> dict[str, Sums]:

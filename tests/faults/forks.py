@@ -41,14 +41,14 @@ def run(args: list[str], env: dict[str, str], log: str) -> NoReturn:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
+def exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
-        if "wait" in request:
-            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
-        else:
-            answer = os.fork() or run(**request)
-        print(answer, flush=True)
+        print(exit_code(request["wait"]) if "wait" in request else os.fork() or run(**request), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import Conflict
 from scenemill.transforms import publish
 from scenemill.transforms.layout import Layout
-from scenemill.transforms.parts import PartPlan, Planned
+from scenemill.transforms.parts import PartPlan, PartWriter, Planned
 from scenemill.transforms.sources import list_samples, open_source
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def test_full_disk_while_a_shard_is_written_leaves_no_shard(
 ) -> None:
     store = tmp_path / "store"
     config = IngestConfig("front3d", front3d_world, store, samples_per_part=2)
-    real: Any = pipeline.PartWriter.append
+    real: Any = PartWriter.append
 
     def append(writer: Any, position: int, *rest: Any) -> None:
         if position == 1:
@@ -238,7 +238,7 @@ def test_full_disk_while_a_shard_is_written_leaves_no_shard(
         real(writer, position, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.PartWriter, "append", append)
+        patch.setattr(PartWriter, "append", append)
         with pytest.raises((OSError, RuntimeError), match="No space left"):
             pipeline.ingest(config)
     assert mill.published(store) is None

@@ -528,7 +528,7 @@ def test_list_of_a_terabyte_is_refused(tmp_path: Path) -> None:
             list(folders.read_list(path))
 
 
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink(path, path)], ids=["folder", "pipe", "loop"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)], ids=["folder", "pipe", "loop"])
 def test_list_that_is_no_file_is_refused(make: Callable[[Path], None], worlds: tuple[Path, Path]) -> None:
     path = worlds[0] / "train.json"
     path.unlink()
@@ -563,14 +563,14 @@ def grow(path: Path) -> None:
 
 REPLACEMENTS: Final[dict[str, Callable[[Path], None]]] = {
     "missing": Path.unlink,
-    "folder": replace_with(os.mkdir),
+    "folder": replace_with(Path.mkdir),
     "pipe": replace_with(os.mkfifo),
     "loop": replace_with(lambda path: path.symlink_to(path)),
     "broken link": replace_with(lambda path: path.symlink_to("nowhere")),
     "device": replace_with(lambda path: path.symlink_to("/dev/zero")),
     "link out of the folder": lead_out,
     "terabyte": grow,
-    "empty": lambda path: path.write_bytes(b"") and None,
+    "empty": replace_with(Path.touch),
 }
 OPTIONAL: Final = {"campose", "room_mask"}
 

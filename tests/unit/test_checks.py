@@ -54,7 +54,7 @@ def read_world(source: str, root: Path) -> World:
 def is_rich(sample: Sample) -> bool:
     """Whether it has a few things, and two of one class in the 3D-Front form."""
     kinds = [kind for _, kind in both(dict(sample.arrays))]
-    return len(kinds) > 4 if "outside" in sample else len(set(kinds)) < len(kinds)
+    return len(kinds) > 3 if "outside" in sample else len(set(kinds)) < len(kinds)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,10 @@ def pick(where: NDArray[np.bool_]) -> Voxel:
     return tuple(places[len(places) // 2].tolist())
 
 
+def inside(a: Arrays) -> NDArray[np.bool_]:
+    return ~a["outside"] if "outside" in a else FRUSTUM
+
+
 def lonely(a: Arrays) -> NDArray[np.bool_]:
     """Voxels of the fill value whose six neighbours are fill, too."""
     fill = a["geometry"] == (-12.0 if "outside" in a else 12.0)
@@ -112,17 +116,17 @@ def lonely(a: Arrays) -> NDArray[np.bool_]:
 
 def far(a: Arrays) -> Voxel:
     """A voxel in the frustum, far from everything."""
-    return pick(lonely(a) & FRUSTUM)
+    return pick(lonely(a) & inside(a))
 
 
 def beyond(a: Arrays) -> Voxel:
     """A voxel outside the frustum, far from everything."""
-    return pick(lonely(a) & ~FRUSTUM)
+    return pick(lonely(a) & ~inside(a))
 
 
 def near(a: Arrays, low: float, high: float) -> Voxel:
     """A voxel in the frustum whose distance lies between two."""
-    return pick((a["geometry"] > low) & (a["geometry"] < high) & FRUSTUM)
+    return pick((a["geometry"] > low) & (a["geometry"] < high) & inside(a))
 
 
 def both(a: Arrays) -> list[tuple[int, int]]:
