@@ -24,7 +24,9 @@ from pairs import Pair, measure, print_row
 from PIL import Image
 from zarr.codecs import BloscCodec
 
-from scenemill.pipelines.ingest import build_part, make_plan, read_folder
+from scenemill.pipelines.folder import read_folder
+from scenemill.pipelines.ingest import build_part, ingest
+from scenemill.pipelines.plan import make_plan
 from scenemill.pipelines.runners import run_groups
 from scenemill.schemas.config import IngestConfig
 from scenemill.transforms import folders, npz
@@ -191,8 +193,6 @@ def bench_memory(root: Path, counts: tuple[int, int]) -> None:
 
 
 def bench_store(source: Source, parts: list[PartPlan], layout: Any, config: IngestConfig) -> None:
-    from scenemill.pipelines.ingest import ingest
-
     with TemporaryDirectory() as folder:
         ingest(IngestConfig(config.source, config.input, Path(folder) / "store", limit=config.limit))
         store = open_store(Path(folder) / "store")

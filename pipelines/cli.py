@@ -204,8 +204,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what an ingest would do: samples, parts, bytes and minutes, from a rate measured on a few samples. Writes nothing."""
+    from scenemill.pipelines.forecast import forecast
     from scenemill.pipelines.human import print_forecast
-    from scenemill.pipelines.plan import forecast
 
     config = _config(source, input, output, splits, limit, workers, max_rejected, precision, samples_per_part)
     with _progress(as_json) as on_progress:

@@ -12,8 +12,8 @@ from scenemill.transforms.store import Store, history
 from scenemill.validators.suites import DOCS_INDEX
 
 if TYPE_CHECKING:
+    from scenemill.pipelines.forecast import Forecast
     from scenemill.pipelines.ingest import Outcome
-    from scenemill.pipelines.plan import Forecast
     from scenemill.pipelines.validate import Validation
     from scenemill.transforms.verify import Verified
 

@@ -1,82 +1,100 @@
-"""What an ingest would do, without doing it: parts, bytes and minutes, from a rate measured on a few of the very samples."""
+"""What a run is to do on top of what is published."""
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Final
 
-from scenemill.pipelines.ingest import OnProgress, build_part, make_plan, no_progress, open_base, read_folder
-from scenemill.schemas.config import IngestConfig
-from scenemill.transforms import sums
-from scenemill.transforms.parts import PartPlan, read_receipt
-
-_TRIED: Final = 3
+from scenemill.pipelines.examine import read_frustum
+from scenemill.pipelines.folder import Folder
+from scenemill.schemas.config import SAMPLES_PER_PART, IngestConfig
+from scenemill.schemas.errors import ConfigError, NotPublished
+from scenemill.transforms.folders import sha256, split_rank
+from scenemill.transforms.layout import CONVERSION, Layout
+from scenemill.transforms.parts import PartPlan, Planned, plan_parts
+from scenemill.transforms.sources import Source
+from scenemill.transforms.store import Store, open_store
+from scenemill.transforms.versions import encode_frustum
+from scenemill.validators.checks import CHECKS_VERSION
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What an ingest would do.
+class Plan:
+    """What a run is to do on top of what is published.
 
     Attributes:
-        listed, kept, rejected_before, new: samples: asked for, in the store already, rejected before, to be built.
+        layout: of the store.
+        base: the published version, or None.
         parts: to build.
-        raw_byte: to read.
-        tried: samples that were converted to measure the rate.
-        seconds_per_sample: of one process.
-        stored_byte: expected size of the new parts.
-        seconds: expected time on ``workers`` processes, start-up not counted.
-        workers: processes.
+        kept: keys whose rows the published version holds already, from the same raw files.
+        still_rejected: keys that the published version rejected, with the same raw files.
     """
 
-    listed: int
-    kept: int
-    rejected_before: int
-    new: int
-    parts: int
-    raw_byte: int
-    tried: int
-    seconds_per_sample: float
-    stored_byte: int
-    seconds: float
-    workers: int
+    layout: Layout
+    base: Store | None
+    parts: tuple[PartPlan, ...]
+    kept: frozenset[str]
+    still_rejected: frozenset[str]
 
 
-def forecast(config: IngestConfig, on_progress: OnProgress = no_progress) -> Forecast:
-    """Plan an ingest and measure what it would cost; nothing is written to the store.
+def open_base(store: Path | None) -> Store | None:
+    """The version a run builds upon, or None in a new store."""
+    try:
+        return open_store(store) if store is not None else None
+    except NotPublished:
+        return None
+
+
+def make_plan(config: IngestConfig, folder: Folder, base: Store | None, broken: frozenset[str] = frozenset()) -> Plan:
+    """Decide what is to be built: every listed sample that the published version does not hold from the same raw files.
+
+    Args:
+        config: of the run.
+        folder: the raw folder, summed.
+        base: the published version.
+        broken: ids of published parts that cannot be trusted any more.
 
     Raises:
-        ConfigError: as ``ingest``.
+        ConfigError: the settings differ from the store's.
     """
-    base = open_base(config.output)
-    folder = read_folder(config, sums.recall(config.output), base.layout if base else None, on_progress)
-    plan = make_plan(config, folder, base)
-    new = [planned for part in plan.parts for planned in part.samples]
-    step = max(1, len(new) // _TRIED)
-    trial = PartPlan("trial", 0, tuple(new[step // 2 :: step][:_TRIED]))
-    seconds, stored_byte = 0.0, 0
-    if trial.samples:
-        with TemporaryDirectory() as store:
-            layout = replace(plan.layout, samples_per_part=len(trial.samples))
-            build_part(
-                folder.source, layout, Path(store), replace(trial, id="warm", samples=trial.samples[:1], slot=1)
-            )  # imports, fresh memory
-            start = time.monotonic()
-            build_part(folder.source, layout, Path(store), trial)
-            seconds = (time.monotonic() - start) / len(trial.samples)
-            receipt = read_receipt(Path(store), trial.id)
-            assert receipt is not None
-            stored_byte = receipt.stored_byte // len(trial.samples)
-    return Forecast(
-        listed=folder.listed,
-        kept=len(plan.kept),
-        rejected_before=len(plan.still_rejected) + len(folder.unnamed),
-        new=len(new),
-        parts=len(plan.parts),
-        raw_byte=sum(folder.sums[planned.listed.key].raw_byte for planned in new),
-        tried=len(trial.samples),
-        seconds_per_sample=seconds,
-        stored_byte=stored_byte * len(new),
-        seconds=seconds * len(new) / min(config.workers, max(1, len(plan.parts))),
-        workers=config.workers,
-    )
+    layout = _layout(config, folder.source, base)
+    kept, rejected = _known(base, folder, broken)
+    build = [
+        Planned(sample, folder.sums[sample.key].digest)
+        for sample in sorted(folder.samples, key=lambda sample: (split_rank(sample.splits[0]), sample.key))
+        if sample.key not in kept and sample.key not in rejected
+    ]
+    parts = plan_parts(layout, build, base.manifest["slots"] if base else 0, CHECKS_VERSION)
+    return Plan(layout, base, tuple(parts), kept, rejected)
+
+
+def _layout(config: IngestConfig, source: Source, base: Store | None) -> Layout:
+    encoded = encode_frustum(read_frustum(source)[0])
+    frustum = sha256(encoded) if encoded else ""
+    if base is None:
+        return Layout(
+            source.name, source.grid, source.image, config.samples_per_part or SAMPLES_PER_PART, config.precision, frustum
+        )
+    held = base.layout
+    asked = {
+        "source": config.source,
+        "precision": config.precision,
+        "samples_per_part": config.samples_per_part or held.samples_per_part,
+        "frustum": frustum,
+    }
+    for name, value in asked.items():
+        if value != getattr(held, name):
+            raise ConfigError(
+                f"store {base.root}: {name} is {getattr(held, name)!r}, not {value!r}; say the same, or use another store"
+            )
+    return held
+
+
+def _known(base: Store | None, folder: Folder, broken: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """Keys that the published version stored, and keys that it rejected, from raw files that have not changed since."""
+    if base is None or (base.manifest["conversion"], base.manifest["checks"]) != (CONVERSION, CHECKS_VERSION):
+        return frozenset(), frozenset()
+    digests = {key: held.digest for key, held in folder.sums.items()}
+    rows = base.samples.select(["key", "digest", "part"]).to_pylist()
+    kept = {row["key"] for row in rows if digests.get(row["key"]) == row["digest"] and row["part"] not in broken}
+    found = base.findings.select(["key", "digest", "rejected"]).to_pylist()
+    rejected = {row["key"] for row in found if row["rejected"] and row["digest"] and digests.get(row["key"]) == row["digest"]}
+    return frozenset(kept), frozenset(rejected)

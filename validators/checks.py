@@ -23,6 +23,7 @@ TRUNCATION: Final = 12.0
 NEAR_M, FAR_M = 0.4, 6.0
 _FARTHEST_PLAUSIBLE_M: Final = 60.0  # beyond any room: depth in another unit
 _PIXELS_OFF_SURFACE: Final = 0.001
+_PIXELS_IN_FRUSTUM: Final = 0.5  # fewer only with depth in another unit; every released view has more than 0.97
 _SURFACE_SHARE_MATTERPORT: Final = 0.5
 _CLASS_AGREEMENT: Final = 0.97
 _INSTANCE_AGREEMENT: Final = 0.95
@@ -38,8 +39,8 @@ class Check:
     """A check and the fields it needs; a sample that lacks one has a finding already and is spared this one.
 
     Attributes:
-        name: as in the findings table.
-        fields: fields it reads.
+        name: its own; where it looks for several things, its findings carry names of theirs.
+        fields: fields it reads; "frustum" for the mask of the source, or the field "outside" of a sample that carries its own.
         run: what it does.
         front3d_only: True for promises that only the 3D-Front form makes.
     """
@@ -57,12 +58,16 @@ def check_sample(sample: Sample, rules: Rules) -> tuple[list[Finding], Measured]
         The findings, in the order of ``CHECKS``, and the counts they were judged by.
     """
     measured = Measured(sample, rules)
+    known = set(sample.arrays)
+    if rules.frustum is not None or "outside" in known:
+        known.add("frustum")
     findings: list[Finding] = []
-    for check in CHECKS:
-        if check.front3d_only and not rules.front3d_form:
-            continue
-        if all(name in sample for name in check.fields):
-            findings.extend(check.run(measured))
+    with np.errstate(all="ignore"):  # values that are no numbers are found, not warned of
+        for check in CHECKS:
+            if check.front3d_only and not rules.front3d_form:
+                continue
+            if known.issuperset(check.fields):
+                findings.extend(check.run(measured))
     return findings, measured
 
 
@@ -332,6 +337,9 @@ def _depth_on_surface(measured: Measured) -> Found:
                 f"{off} of {inside.size} pixels off the surface",
                 f"at most {_PIXELS_OFF_SURFACE:.1%}",
             )
+        if np.count_nonzero(inside) < _PIXELS_IN_FRUSTUM * inside.size:
+            observed = f"{np.count_nonzero(inside) / inside.size:.1%} of pixels in the frustum"
+            yield Finding("depth_on_surface", "depth", "error", observed, f"at least {_PIXELS_IN_FRUSTUM:.0%}: another unit?")
         return
     share = int(np.count_nonzero(inside & on_surface)) / max(1, int(np.count_nonzero(inside)))
     if share < _SURFACE_SHARE_MATTERPORT:
@@ -369,12 +377,12 @@ CHECKS: Final = (
     Check("distance_exact", ("geometry",), _distance_exact),
     Check("distance_smooth", ("geometry",), _distance_smooth, front3d_only=True),
     Check("outside", ("outside",), _outside),
-    Check("surface_in_frustum", ("geometry",), _surface_in_frustum, front3d_only=True),
+    Check("surface_in_frustum", ("geometry", "frustum"), _surface_in_frustum, front3d_only=True),
     Check("labels_on_surface", ("geometry", "semantic_3d"), _labels_on_surface, front3d_only=True),
     Check("labels_in_band", ("geometry", "semantic_3d"), _labels_in_band),
     Check("weights", ("weighting",), _weights),
     Check("weights_near_surface", ("weighting", "geometry"), _weights_near_surface, front3d_only=True),
-    Check("weights_outside", ("weighting",), _weights_outside, front3d_only=True),
-    Check("depth_on_surface", _POINTS, _depth_on_surface),
+    Check("weights_outside", ("weighting", "frustum"), _weights_outside, front3d_only=True),
+    Check("depth_on_surface", (*_POINTS, "frustum"), _depth_on_surface),
     Check("labels_agree", (*_POINTS, "semantic_2d", "instance_2d", "semantic_3d", "instance_3d"), _labels_agree),
 )

@@ -120,11 +120,17 @@ class Measured:
     def seen(self) -> tuple[NDArray[np.bool_], Index]:
         """(H * W,) bool, True where a pixel's nearest voxel lies in the grid; and the flat index of that voxel (0 elsewhere)."""
         grid = self.rules.grid
-        with np.errstate(invalid="ignore", over="ignore"):
-            voxel = np.rint(self.rules.locate(self.sample)).reshape(3, -1)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            voxel = np.rint(self._points()).reshape(3, -1)
             valid = (self.flat("depth") > 0) & ((voxel >= 0) & (voxel < grid)).all(axis=0)
         voxel = np.where(valid, voxel, 0).astype(np.intp)
         return valid, (voxel[0] * grid + voxel[1]) * grid + voxel[2]
+
+    def _points(self) -> NDArray[np.float64]:
+        try:
+            return self.rules.locate(self.sample)
+        except np.linalg.LinAlgError:  # a matrix that no camera has; a check of its own says so
+            return np.full((3, self.sample["depth"].size), np.nan)
 
     @cached_property
     def inside(self) -> NDArray[np.bool_]:

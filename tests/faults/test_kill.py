@@ -1,5 +1,6 @@
 """Kill it anywhere, run again: the same bytes; and at no moment does a reader see anything but the old store or the new one."""
 
+import contextlib
 import json
 import os
 import random
@@ -9,11 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from scenemill.pipelines import ingest as pipeline
+from scenemill.schemas.config import IngestConfig
+from scenemill.schemas.errors import StoreError
+from scenemill.transforms.parts import Receipt
 from scenemill.transforms.publish import STEPS
+from scenemill.transforms.versions import prepare
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Mill
@@ -86,6 +92,26 @@ def test_killed_worker_ends_the_run(kill_at: str, mill: "Mill", front3d_world: P
     assert mill.published(store) is None
     again = mill.ingest(front3d_world, store, "--workers", 2)
     assert again.code == 0, again.said
+    assert mill.sums_of(store) == mill.sums_of(small_store)
+
+
+def test_receipt_that_turns_up_without_its_files_is_not_believed(
+    mill: "Mill", front3d_world: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a worker leaves it that outlived its run: its shards were cleared away, then it wrote the receipt."""
+    store = tmp_path / "store"
+    config = IngestConfig("front3d", front3d_world, store, samples_per_part=2)
+
+    def prepare_then_receipts(*args: Any) -> list[Receipt]:
+        finished = prepare(*args)
+        shutil.copytree(small_store / "parts", store / "parts")
+        return finished
+
+    with monkeypatch.context() as patch, contextlib.suppress(StoreError):
+        patch.setattr(pipeline, "prepare", prepare_then_receipts)
+        pipeline.ingest(config)
+    assert mill.published(store) in (None, mill.published(small_store))
+    pipeline.ingest(config)
     assert mill.sums_of(store) == mill.sums_of(small_store)
 
 
