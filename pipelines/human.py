@@ -80,7 +80,7 @@ def print_findings(console: Console, findings: pa.Table) -> None:
         return
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for name in ("severity", "check", "field", "samples", "for example", "observed", "expected"):
-        table.add_column(name, no_wrap=name in ("severity", "for example"))
+        table.add_column(name, no_wrap=name == "severity")
     for row in rows[:_ROWS]:
         style = _STYLES[row["severity"]]
         cells = (row["check"], row["field"], str(row["samples"]), _short(row["key"]), row["observed"], row["expected"])

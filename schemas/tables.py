@@ -158,6 +158,71 @@ RUNS: Final = pa.schema(
 """A row per run that changed a store or was stopped: when, what, how many, how long, which version came of it."""
 
 
+COUNTS: Final = pa.schema(
+    [
+        *_columns(
+            run=pa.string(),
+            store_version=pa.string(),
+            key=pa.string(),
+            split=pa.string(),
+            metric=pa.string(),
+            rule=pa.string(),
+            class_id=pa.int32(),
+            class_name=pa.string(),
+            tp=pa.int64(),
+            fp=pa.int64(),
+            fn=pa.int64(),
+            iou_sum=pa.float64(),
+        ),
+    ],
+    metadata={"scenemill.table": "counts", "scenemill.version": TABLE_VERSION},
+)
+"""A row per run, sample, metric, rule and class that has a segment: matched pairs, unmatched ones, and the sum of their IoU.
+
+``metric`` is "prq" (3D) or "pq" (2D); ``rule`` says how segments were matched and is part of every number's name.
+"""
+
+SCORES: Final = pa.schema(
+    [
+        *_columns(
+            run=pa.string(),
+            model=pa.string(),
+            source=pa.string(),
+            split=pa.string(),
+            store_version=pa.string(),
+            metric=pa.string(),
+            rule=pa.string(),
+            group=pa.string(),
+        ),
+        *_columns(nullable=True, quality=pa.float64(), segmentation=pa.float64(), recognition=pa.float64(), classes=pa.int32()),
+        *_columns(nullable=True, tp=pa.int64(), fp=pa.int64(), fn=pa.int64(), iou_sum=pa.float64(), samples=pa.int64()),
+        *_columns(published=pa.bool_(), origin=pa.string(), created=pa.timestamp("us", tz="UTC")),
+    ],
+    metadata={"scenemill.table": "scores", "scenemill.version": TABLE_VERSION},
+)
+"""A row per run, metric, rule and group: ``group`` is "all", "things", "stuff" or a class name.
+
+``quality`` is PRQ or PQ, ``segmentation`` RSQ or SQ, ``recognition`` RRQ or RQ: fractions from 0 to 1, null where no class of the
+group has ground truth. ``classes`` is the number of classes averaged. Rows of ``published`` results carry no counts; ``origin``
+says where a number comes from.
+"""
+
+DEPTHS: Final = pa.schema(
+    _columns(
+        run=pa.string(),
+        store_version=pa.string(),
+        key=pa.string(),
+        split=pa.string(),
+        pixels=pa.int64(),
+        abs_rel=pa.float64(),
+        rmse_m=pa.float64(),
+        delta_1=pa.float64(),
+    ),
+    metadata={"scenemill.table": "depths", "scenemill.version": TABLE_VERSION},
+)
+"""A row per run and sample: errors of the predicted depth over pixels whose true depth is 0.4 to 6 m. No reference reports these."""
+
+
 def table_of(schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows as an Arrow table of exactly ``schema``; a missing or null value in a column that may not be null is an error.
 

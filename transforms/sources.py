@@ -189,7 +189,7 @@ def open_source(
         raise ConfigError(
             f"input {root}: no readable view among {min(len(listed), _PROBES)} tried; expected data/<scene>/ as {name} has it"
         )
-    return Source(name, root, grids.most_common(1)[0][0], sizes.most_common(1)[0][0])
+    return Source(name, root, grid or grids.most_common(1)[0][0], image or sizes.most_common(1)[0][0])
 
 
 def raw_files(source: Source, listed: Listed) -> dict[str, str]:

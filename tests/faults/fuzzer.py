@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -216,7 +217,7 @@ def damage_list(data: bytes, rng: Random) -> bytes:
         if isinstance(records[victim], dict):
             records[victim][name] = _hostile(records, rng)
         if rng.random() < 0.2:
-            records[victim] = rng.choice(HOSTILE_IDS)
+            records[victim] = deepcopy(rng.choice(HOSTILE_IDS))
     document: Any = records if rng.random() < 0.95 else {"records": records}
     text = json.dumps(document)
     if rng.random() < 0.05:
@@ -227,9 +228,8 @@ def damage_list(data: bytes, rng: Random) -> bytes:
 
 def _hostile(records: list[Any], rng: Random) -> Any:
     stolen = rng.choice([record for record in records if isinstance(record, dict)] or [{}])
-    return rng.choice(
-        (*HOSTILE_IDS, *stolen.values(), "../secret.png", "data/../../secret.png", "data/link/secret.png", "data", "pipe")
-    )
+    paths = ("../secret.png", "data/../../secret.png", "data/link/secret.png", "data", "pipe")
+    return deepcopy(rng.choice((*HOSTILE_IDS, *stolen.values(), *paths)))  # a copy: the next change may fall into it
 
 
 def damage_text_list(data: bytes, rng: Random) -> bytes:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -264,7 +264,9 @@ class Case:
 
 
 F, M = "front3d", "matterport"
-ERROR, WARNING, INFO = "error", "warning", "info"
+ERROR: Final = "error"
+WARNING: Final = "warning"
+INFO: Final = "info"
 
 
 def case(
@@ -799,7 +801,7 @@ def test_pairs_and_agreements_are_what_a_hand_counts() -> None:
     assert measured.pairs_3d.tolist() == [[0, WALL, 8 * 8], [7, 3, 4 * 8], [300, 3, 4 * 8]]
     assert measured.class_agreement == (8 * 8 - 2 + 8 * 3, 8 * 12 - 2)
     assert measured.instance_agreement == (4 * 3, 8 * 3)
-    assert (np.count_nonzero(measured.seen[0]), np.count_nonzero(measured.inside)) == (16 * 12 - 2, 16 * 10 - 1)
+    assert (int(np.count_nonzero(measured.seen[0])), int(np.count_nonzero(measured.inside))) == (16 * 12 - 2, 16 * 10 - 1)
     assert measured.seen[1][16 * 3 + 2] == (2 * 16 + 3) * 16 + 5
 
 
