@@ -101,7 +101,7 @@ def bench_convert(config: IngestConfig, source: Source, part: PartPlan, layout: 
 
     def ours() -> None:
         with TemporaryDirectory() as store:
-            build_part(source, layout, Path(store), part)
+            build_part(source, layout, Path(store), "", part)
 
     def naive() -> None:
         with TemporaryDirectory() as store:
@@ -136,11 +136,11 @@ def bench_convert(config: IngestConfig, source: Source, part: PartPlan, layout: 
 def bench_beam(source: Source, parts: list[PartPlan], layout: Any) -> None:
     def loop(store: Path) -> None:
         for part in parts:
-            build_part(source, layout, store, part)
+            build_part(source, layout, store, "", part)
 
     def beam(store: Path) -> None:
         (store / "returned").mkdir()
-        list(run_groups("Build parts", partial(build_part, source, layout, store), parts, store / "returned", 1))
+        list(run_groups("Build parts", partial(build_part, source, layout, store, ""), parts, store / "returned", 1))
 
     samples = sum(len(part.samples) for part in parts)
     pair = measure(partial(in_new_store, beam), partial(in_new_store, loop), samples, 3, time.perf_counter)
@@ -159,14 +159,16 @@ def bench_processes(source: Source, parts: list[PartPlan], layout: Any) -> None:
         with TemporaryDirectory() as folder:
             (Path(folder) / "returned").mkdir()
             start = time.perf_counter()
-            list(run_groups("Build parts", partial(build_part, source, layout, Path(folder)), some, Path(folder) / "returned", 2))
+            list(
+                run_groups("Build parts", partial(build_part, source, layout, Path(folder), ""), some, Path(folder) / "returned", 2)
+            )
             return time.perf_counter() - start
 
     def pool(some: list[PartPlan]) -> float:
         with TemporaryDirectory() as folder:
             start = time.perf_counter()
             with get_context("spawn").Pool(2) as workers:
-                workers.map(partial(build_part, source, layout, Path(folder)), some, chunksize=1)
+                workers.map(partial(build_part, source, layout, Path(folder), ""), some, chunksize=1)
             return time.perf_counter() - start
 
     few = parts[: len(parts) // 3]

@@ -61,10 +61,10 @@ def forecast(config: IngestConfig, on_progress: OnProgress = no_progress) -> For
         with TemporaryDirectory() as store:
             layout = replace(plan.layout, samples_per_part=len(trial.samples))
             build_part(
-                folder.source, layout, Path(store), replace(trial, id="warm", samples=trial.samples[:1], slot=1)
+                folder.source, layout, Path(store), "", replace(trial, id="warm", samples=trial.samples[:1], slot=1)
             )  # imports, fresh memory
             start = time.monotonic()
-            build_part(folder.source, layout, Path(store), trial)
+            build_part(folder.source, layout, Path(store), "", trial)
             seconds = (time.monotonic() - start) / len(trial.samples)
             receipt = read_receipt(Path(store), trial.id)
             assert receipt is not None

@@ -25,14 +25,21 @@ from scenemill.pipelines.runners import run_groups
 from scenemill.pipelines.runs import Run
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, TooManyRejected
-from scenemill.schemas.tables import FINDINGS, SAMPLES
 from scenemill.transforms import publish, sums
 from scenemill.transforms.layout import ROOT, Layout
-from scenemill.transforms.parts import PartPlan, PartWriter, Receipt, read_part_tables, read_receipt
+from scenemill.transforms.parts import PartPlan, PartWriter, Receipt, finished_part, read_part_tables
 from scenemill.transforms.sources import Source
 from scenemill.transforms.store import Store
 from scenemill.transforms.verify import verify_store
-from scenemill.transforms.versions import Draft, draft_version, encode_frustum, prepare, publish_version
+from scenemill.transforms.versions import (
+    Draft,
+    draft_version,
+    encode_frustum,
+    prepare,
+    publish_version,
+    restore_documents,
+    restore_root,
+)
 from scenemill.validators.checks import CHECKS_VERSION
 from scenemill.validators.suites import Expected, expect
 
@@ -71,8 +78,14 @@ class Outcome:
     report: Path | None = None
 
 
-def build_part(source: Source, layout: Layout, store: Path, part: PartPlan) -> tuple[pa.Table]:
+def build_part(source: Source, layout: Layout, store: Path, token: str, part: PartPlan) -> tuple[pa.Table]:
     """Read, check and write the samples of one part, one sample in memory at a time; a finished part is left as it is.
+
+    Args:
+        source: the raw folder.
+        layout, store: of the store.
+        token: of the run that holds the store; "" where none does.
+        part: what to build.
 
     Returns:
         One row: the part's id. What it came to is in its receipt.
@@ -80,17 +93,18 @@ def build_part(source: Source, layout: Layout, store: Path, part: PartPlan) -> t
     Raises:
         Conflict: a raw file changed since the plan was made, or another run wrote to the store.
     """
-    if read_receipt(store, part.id) is None:
-        with PartWriter(store, layout, part) as writer:
-            for position, planned in enumerate(part.samples):
-                sample, findings, facts = examine(source, planned.listed)
-                if sample.facts["digest"] != planned.digest:
-                    raise Conflict(f"sample {sample.key}: its raw files changed while the run was under way; run again")
-                if facts:
-                    writer.append(position, sample, facts, findings)
-                else:
-                    writer.reject(sample, findings)
-            writer.finish()
+    with publish.building(store, token):
+        if finished_part(store, part.id) is None:
+            with PartWriter(store, layout, part) as writer:
+                for position, planned in enumerate(part.samples):
+                    sample, findings, facts = examine(source, planned.listed)
+                    if sample.facts["digest"] != planned.digest:
+                        raise Conflict(f"sample {sample.key}: its raw files changed while the run was under way; run again")
+                    if facts:
+                        writer.append(position, sample, facts, findings)
+                    else:
+                        writer.reject(sample, findings)
+                writer.finish()
     return (pa.table({"part": [part.id]}),)
 
 
@@ -104,34 +118,51 @@ def ingest(config: IngestConfig, on_progress: OnProgress = no_progress) -> Outco
     """
     if config.output is None:
         raise ConfigError("ingest needs an output store")
-    with publish.locked(config.output):
+    with publish.locked(config.output) as token:
         run = Run(config, "ingest")
-        base = open_base(config.output)
+        base = _open_to_repair(config.output) if config.repair else open_base(config.output)
         remembered = sums.recall(config.output)
         folder = read_folder(config, remembered, base.layout if base else None, on_progress)
-        broken = broken_parts(config.output, base) if config.repair else frozenset()
-        plan = make_plan(config, folder, base, broken)
+        plan = make_plan(config, folder, base, _broken_parts(base) if config.repair else frozenset())
         finished = prepare(config.output, base, plan.parts)
         sums.remember(config.output, {**remembered, **folder.sums})
-        receipts = _build(config, folder, plan, finished, on_progress)
+        receipts = _build(config, folder, plan, finished, token, on_progress)
         draft = _draft(config.output, folder, plan, receipts)
         outcome = _outcome(folder, plan, receipts, draft, built=len(plan.parts) - len(finished))
         if base is not None and draft.manifest["tables"] == base.manifest["tables"]:
+            if config.repair:
+                restore_documents(config.output, replace(draft, manifest=base.content), base.version)
             return replace(outcome, outcome="unchanged", version=base.version, seconds=run.seconds)
-        return _publish(config, folder, plan, draft, outcome, run)
+        return _publish(config, plan, draft, outcome, run)
 
 
-def broken_parts(store: Path, base: Store | None) -> frozenset[str]:
-    """Ids of published parts that differ from their checksums."""
-    return frozenset(broken.part for broken in verify_store(store).broken if broken.part) if base else frozenset()
+def _open_to_repair(store: Path) -> Store | None:
+    """The published version; where its document is damaged, the newest version's takes its place first."""
+    try:
+        return open_base(store)
+    except Corrupt:
+        restore_root(store)
+        return open_base(store)
 
 
-def _build(config: IngestConfig, folder: Folder, plan: Plan, finished: Sequence[Receipt], on_progress: OnProgress) -> list[Receipt]:
+def _broken_parts(base: Store | None) -> frozenset[str] | None:
+    """Ids of published parts that differ from their checksums; None where the tables do: then nothing published can be kept."""
+    if base is None:
+        return frozenset()
+    broken = verify_store(base.root).broken
+    tables = {table["path"] for table in base.manifest["tables"].values()}
+    return None if tables & {found.path for found in broken} else frozenset(found.part for found in broken if found.part)
+
+
+def _build(
+    config: IngestConfig, folder: Folder, plan: Plan, finished: Sequence[Receipt], token: str, on_progress: OnProgress
+) -> list[Receipt]:
     store = config.output
     assert store is not None
     whole = {receipt.id for receipt in finished}
+    publish.announce(store, token)
     todo = [part for part in plan.parts if part.id not in whole]
-    function = partial(build_part, folder.source, plan.layout, store)
+    function = partial(build_part, folder.source, plan.layout, store, token)
     with TemporaryDirectory(dir=store / publish.WORK) as work:
         before = len(finished)
         for _ in run_groups(
@@ -143,10 +174,10 @@ def _build(config: IngestConfig, folder: Folder, plan: Plan, finished: Sequence[
             lambda done: on_progress("Building parts", before + done, len(plan.parts)),
         ):
             pass
-    receipts = [read_receipt(store, part.id) for part in plan.parts]
+    receipts = [finished_part(store, part.id) for part in plan.parts]
     missing = [part.id for part, receipt in zip(plan.parts, receipts, strict=True) if receipt is None]
     if missing:
-        raise Corrupt(f"store {store}: {len(missing)} parts without a receipt, {missing[0]} first; run the same command again")
+        raise Corrupt(f"store {store}: {len(missing)} parts are not whole, {missing[0]} first; run the same command again")
     return [receipt for receipt in receipts if receipt is not None]
 
 
@@ -155,19 +186,17 @@ def _draft(store: Path, folder: Folder, plan: Plan, receipts: Sequence[Receipt])
     built = [read_part_tables(store, receipt) for receipt in receipts]
     base = plan.base
     covered = set(folder.sums) | set(folder.findings)
-    old_samples = base.samples if base else SAMPLES.empty_table()
-    in_run = pc.is_in(old_samples["key"], pa.array(sorted(set(folder.sums) - plan.kept), pa.string()))
-    samples = pa.concat_tables([old_samples.filter(pc.invert(in_run)), *(table for table, _ in built)])
+    in_run = pc.is_in(plan.samples["key"], pa.array(sorted(set(folder.sums) - plan.kept), pa.string()))
+    samples = pa.concat_tables([plan.samples.filter(pc.invert(in_run)), *(table for table, _ in built)])
     samples = with_splits(samples, folder.samples).sort_by("key")
-    old_findings = base.findings if base else FINDINGS.empty_table()
     still = plan.kept | plan.still_rejected
     keep = [
         row["check"] not in LIST_CHECKS
         if row["key"] in still
         else row["key"] not in covered and row["check"] not in ("unlisted", "frustum_mask")
-        for row in old_findings.select(["key", "check"]).to_pylist()
+        for row in plan.findings.select(["key", "check"]).to_pylist()
     ]
-    findings = [old_findings.filter(pa.array(keep, pa.bool_())), *(table for _, table in built), folder_findings(folder)]
+    findings = [plan.findings.filter(pa.array(keep, pa.bool_())), *(table for _, table in built), folder_findings(folder)]
     ordered = sort_findings(pa.concat_tables(findings))
     slots = max((part.slot + 1 for part in plan.parts), default=base.manifest["slots"] if base else 0)
     return draft_version(
@@ -208,7 +237,7 @@ def _outcome(folder: Folder, plan: Plan, receipts: Sequence[Receipt], draft: Dra
     )
 
 
-def _publish(config: IngestConfig, folder: Folder, plan: Plan, draft: Draft, outcome: Outcome, run: Run) -> Outcome:
+def _publish(config: IngestConfig, plan: Plan, draft: Draft, outcome: Outcome, run: Run) -> Outcome:
     """Judge the table as a whole, then publish or stop."""
     store = config.output
     assert store is not None

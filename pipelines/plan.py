@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from scenemill.pipelines.examine import read_frustum
 from scenemill.pipelines.folder import Folder
 from scenemill.schemas.config import SAMPLES_PER_PART, IngestConfig
 from scenemill.schemas.errors import ConfigError, NotPublished
+from scenemill.schemas.tables import FINDINGS, SAMPLES
 from scenemill.transforms.folders import sha256, split_rank
 from scenemill.transforms.layout import CONVERSION, Layout
 from scenemill.transforms.parts import PartPlan, Planned, plan_parts
@@ -24,6 +27,7 @@ class Plan:
         layout: of the store.
         base: the published version, or None.
         parts: to build.
+        samples, findings: tables of the published version; empty where there is none.
         kept: keys whose rows the published version holds already, from the same raw files.
         still_rejected: keys that the published version rejected, with the same raw files.
     """
@@ -31,6 +35,8 @@ class Plan:
     layout: Layout
     base: Store | None
     parts: tuple[PartPlan, ...]
+    samples: pa.Table
+    findings: pa.Table
     kept: frozenset[str]
     still_rejected: frozenset[str]
 
@@ -43,27 +49,30 @@ def open_base(store: Path | None) -> Store | None:
         return None
 
 
-def make_plan(config: IngestConfig, folder: Folder, base: Store | None, broken: frozenset[str] = frozenset()) -> Plan:
+def make_plan(config: IngestConfig, folder: Folder, base: Store | None, broken: frozenset[str] | None = frozenset()) -> Plan:
     """Decide what is to be built: every listed sample that the published version does not hold from the same raw files.
 
     Args:
         config: of the run.
         folder: the raw folder, summed.
         base: the published version.
-        broken: ids of published parts that cannot be trusted any more.
+        broken: ids of published parts that cannot be trusted any more; None where the tables cannot be.
 
     Raises:
         ConfigError: the settings differ from the store's.
     """
     layout = _layout(config, folder.source, base)
-    kept, rejected = _known(base, folder, broken)
+    samples, findings = SAMPLES.empty_table(), FINDINGS.empty_table()
+    if base is not None and broken is not None:
+        samples, findings = base.samples, base.findings
+    kept, rejected = _known(base, folder, samples, findings, broken or frozenset())
     build = [
         Planned(sample, folder.sums[sample.key].digest)
         for sample in sorted(folder.samples, key=lambda sample: (split_rank(sample.splits[0]), sample.key))
         if sample.key not in kept and sample.key not in rejected
     ]
     parts = plan_parts(layout, build, base.manifest["slots"] if base else 0, CHECKS_VERSION)
-    return Plan(layout, base, tuple(parts), kept, rejected)
+    return Plan(layout, base, tuple(parts), samples, findings, kept, rejected)
 
 
 def _layout(config: IngestConfig, source: Source, base: Store | None) -> Layout:
@@ -88,13 +97,15 @@ def _layout(config: IngestConfig, source: Source, base: Store | None) -> Layout:
     return held
 
 
-def _known(base: Store | None, folder: Folder, broken: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
+def _known(
+    base: Store | None, folder: Folder, samples: pa.Table, findings: pa.Table, broken: frozenset[str]
+) -> tuple[frozenset[str], frozenset[str]]:
     """Keys that the published version stored, and keys that it rejected, from raw files that have not changed since."""
     if base is None or (base.manifest["conversion"], base.manifest["checks"]) != (CONVERSION, CHECKS_VERSION):
         return frozenset(), frozenset()
     digests = {key: held.digest for key, held in folder.sums.items()}
-    rows = base.samples.select(["key", "digest", "part"]).to_pylist()
+    rows = samples.select(["key", "digest", "part"]).to_pylist()
     kept = {row["key"] for row in rows if digests.get(row["key"]) == row["digest"] and row["part"] not in broken}
-    found = base.findings.select(["key", "digest", "rejected"]).to_pylist()
+    found = findings.select(["key", "digest", "rejected"]).to_pylist()
     rejected = {row["key"] for row in found if row["rejected"] and row["digest"] and digests.get(row["key"]) == row["digest"]}
     return frozenset(kept), frozenset(rejected)

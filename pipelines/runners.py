@@ -1,12 +1,13 @@
 """Running a function over groups of work with Beam on this machine. Keys, facts and receipts move; arrays never do."""
 
+import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import apache_beam as beam
 import pyarrow as pa
@@ -16,7 +17,12 @@ from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 
+from scenemill.schemas import errors
+from scenemill.schemas.errors import SceneMillError
+
 Group = TypeVar("Group")
+
+_ERROR: Final = ".error.json"
 Tables = tuple[pa.Table, ...]
 
 
@@ -50,7 +56,17 @@ class _Work(Generic[Group]):
 
     def __call__(self, numbered: tuple[int, Group]) -> int:
         number, group = numbered
-        for place, table in enumerate(self.function(group)):
+        try:
+            tables = self.function(group)
+        except (SceneMillError, OSError) as error:
+            note = {
+                "kind": type(error).__name__,
+                "message": getattr(error, "strerror", None) or str(error),
+                "errno": getattr(error, "errno", None),
+            }
+            (self.folder / f"{number}{_ERROR}").write_text(json.dumps(note))
+            raise
+        for place, table in enumerate(tables):
             pq.write_table(table, self.folder / f"{number}-{place}.tmp")
             (self.folder / f"{number}-{place}.tmp").replace(self.folder / f"{number}-{place}.parquet")
         (self.folder / f"{number}.done").touch()
@@ -76,18 +92,35 @@ def run_groups(
         on_done: called now and then with the number of groups done.
 
     Raises:
-        Whatever ``function`` raises, as itself with one worker and as RuntimeError with several.
+        Whatever ``function`` raises: scenemill's errors and OSError as themselves, others as Beam hands them on.
     """
     if not groups:
         return iter(())
     workers = min(workers, len(groups))
     options = local_options(workers)
     watch = _Watch(folder, on_done)
-    with watch, _fail_fast(workers > 1), beam.Pipeline(runner=local_runner(options), options=options) as pipeline:
-        keyed = pipeline | "List groups" >> beam.Create(list(enumerate(groups)), reshuffle=False)
-        spread = keyed | "Spread over workers" >> beam.Reshuffle()
-        spread | label >> beam.Map(_Work(function, folder))
+    try:
+        with watch, _fail_fast(workers > 1), beam.Pipeline(runner=local_runner(options), options=options) as pipeline:
+            keyed = pipeline | "List groups" >> beam.Create(list(enumerate(groups)), reshuffle=False)
+            spread = keyed | "Spread over workers" >> beam.Reshuffle()
+            spread | label >> beam.Map(_Work(function, folder))
+    except Exception as error:
+        original = _worker_error(folder)
+        if original is None:
+            raise
+        raise original from error
     return _results(folder, len(groups))
+
+
+def _worker_error(folder: Path) -> Exception | None:
+    """What a worker raised, as itself; Beam hands on another class."""
+    for path in sorted(folder.glob(f"*{_ERROR}")):
+        note = json.loads(path.read_text())
+        kind = getattr(errors, note["kind"], None)
+        if isinstance(kind, type) and issubclass(kind, SceneMillError) and kind is not errors.SourceError:
+            return kind(note["message"])
+        return OSError(note["errno"], note["message"])
+    return None
 
 
 def _results(folder: Path, count: int) -> Iterator[Tables]:

@@ -220,7 +220,7 @@ DEPTHS: Final = pa.schema(
     ),
     metadata={"scenemill.table": "depths", "scenemill.version": TABLE_VERSION},
 )
-"""A row per run and sample: errors of the predicted depth over pixels whose true depth is 0.4 to 6 m. No reference reports these."""
+"""A row per run and sample: errors of predicted depth over pixels whose true depth is 0.4 to 6 m. No reference reports these."""
 
 
 def table_of(schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> pa.Table:

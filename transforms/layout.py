@@ -181,6 +181,11 @@ def group_document(layout: Layout, rows: int, manifest: Mapping[str, Any]) -> di
     }
 
 
+def rows_of_manifest(layout: Layout, manifest: Mapping[str, Any]) -> int:
+    """Length of the sample axis: up to the last row that a part of the version planned."""
+    return max((part["slot"] * layout.samples_per_part + part["planned"] for part in manifest["parts"]), default=0)
+
+
 def describe(layout: Layout) -> dict[str, Any]:
     """What a reader must know of the values: the constant part of the manifest."""
     flipped = raw_orientation(layout.source)

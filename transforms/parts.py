@@ -120,6 +120,21 @@ def read_receipt(store: Path, part: str, checksum: str | None = None) -> Receipt
         raise Corrupt(f'part {part}: receipt cannot be read ({error}). Run "scenemill verify {store}"') from error
 
 
+def finished_part(store: Path, part: str) -> Receipt | None:
+    """The receipt of a part all of whose files are there, as long as it says; None for any other part."""
+    try:
+        receipt = read_receipt(store, part)
+    except Corrupt:
+        return None
+    if receipt is None or not all(_has_size(store / path, held["size_byte"]) for path, held in receipt.files.items()):
+        return None
+    return receipt
+
+
+def _has_size(path: Path, size_byte: int) -> bool:
+    return path.is_file() and path.stat().st_size == size_byte
+
+
 def read_part_tables(store: Path, receipt: Receipt) -> tuple[pa.Table, pa.Table]:
     """A finished part's samples and findings.
 

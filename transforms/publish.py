@@ -10,10 +10,11 @@ import hashlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 from uuid import uuid4
 
 from scenemill.schemas.errors import ConfigError, Conflict
@@ -22,6 +23,9 @@ WORK: Final = ".work"
 """Folder for files not yet placed, below the store; whatever a killed run leaves there is removed by the next."""
 
 _LOCK: Final = ".scenemill.lock"
+_FENCE: Final = ".scenemill.fence"
+_RUN: Final = "run"
+_PATIENCE_S: Final = 120.0
 
 STEPS: Final = (
     "lock taken",
@@ -52,25 +56,80 @@ _passed: list[str] = []
 
 
 @contextmanager
-def locked(store: Path) -> Iterator[None]:
-    """Hold a store for one writer. The lock is the operating system's: it goes when the process does.
+def locked(store: Path) -> Iterator[str]:
+    """Hold a store for one run. The lock is the operating system's: it goes when the process does.
+
+    Worker processes of a killed run may still be writing a part: they are waited for, and whatever part they turn to next refuses
+    them, because the run that holds the store is another (``building``).
+
+    Yields:
+        The run's token, for its workers.
 
     Raises:
         Conflict: another run holds it.
-        ConfigError: the folder is something else than a store.
+        ConfigError: the folder is something else than a store, or cannot be used.
     """
-    if store.exists() and not store.is_dir():
-        raise ConfigError(f"store {store}: is a file; give a folder")
-    if store.is_dir() and any(store.iterdir()) and not ((store / _LOCK).exists() or (store / "zarr.json").exists()):
-        raise ConfigError(f"store {store}: a folder with other things in it; give a new or empty folder")
-    store.mkdir(parents=True, exist_ok=True)
-    with (store / _LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Conflict(f"store {store}: another run is writing to it; wait for it to end, then run again") from error
+    try:
+        if store.is_dir() and any(store.iterdir()) and not ((store / _LOCK).exists() or (store / "zarr.json").exists()):
+            raise ConfigError(f"store {store}: a folder with other things in it; give a new or empty folder")
+        store.mkdir(parents=True, exist_ok=True)
+        lock, fence = (store / _LOCK).open("a+"), (store / _FENCE).open("a")
+    except OSError as error:
+        raise ConfigError(f"store {store}: cannot be used ({error}); give a folder that can be written") from error
+    with lock, fence:
+        _lock_at_once(lock, store)
+        token = uuid4().hex
+        _wait_for_workers(fence, store)
         (store / WORK).mkdir(exist_ok=True)
         reached("lock taken")
+        yield token
+        remove(store / WORK / _RUN)
+
+
+def _lock_at_once(lock: IO[str], store: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Conflict(f"store {store}: another run is writing to it; wait for it to end, then run again") from error
+
+
+def _wait_for_workers(fence: IO[str], store: Path) -> None:
+    """Until no worker of an earlier run is writing a part any more."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fence, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > until:
+                raise Conflict(f"store {store}: workers of a killed run are still writing; end them, then run again") from error
+            time.sleep(0.1)
+        else:
+            fcntl.flock(fence, fcntl.LOCK_UN)
+            return
+
+
+def announce(store: Path, token: str) -> None:
+    """Let the workers of this run write parts, and those of any other no more."""
+    (store / WORK / _RUN).write_text(token)
+
+
+@contextmanager
+def building(store: Path, token: str) -> Iterator[None]:
+    """Write a part for the run that holds the store; no other run begins meanwhile.
+
+    Args:
+        store: the folder.
+        token: of the run; "" for a store that no run holds.
+
+    Raises:
+        Conflict: another run holds the store by now.
+    """
+    with (store / _FENCE).open("a") as fence:
+        fcntl.flock(fence, fcntl.LOCK_SH)
+        run = store / WORK / _RUN
+        held = run.read_text() if run.exists() else ""
+        if held != token:
+            raise Conflict(f"store {store}: another run has taken over; this worker's run is over")
         yield
 
 
@@ -89,7 +148,7 @@ def _temporary(path: Path) -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that any reader sees the old bytes or the new ones, also after a loss of power; the same bytes stay as they are."""
+    """Write a file so that any reader sees the old bytes or the new ones, also after a loss of power; leave it if it holds them."""
     if path.is_file() and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,9 +178,10 @@ def place(temporary: Path, target: Path, checksum: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        if target.exists():
+        if not target.exists():
+            temporary.replace(target)  # a file system without links; the store's lock keeps others away
+        elif checksum_of(target) != checksum:
             raise Conflict(f"{target}: another run wrote this part; end all runs on the store, then run again") from error
-        temporary.replace(target)  # a file system without links; the store's lock keeps others away
     _sync_folder(target.parent)
     temporary.unlink(missing_ok=True)
 

@@ -155,12 +155,15 @@ def find_unlisted(name: str, root: Path, listed: Sequence[Listed]) -> Iterator[s
     data = root / "data"
     for scene in sorted(data.iterdir()):
         if scene.is_dir():
-            views = {f"{scene.name}/{image}" for image in map(_form(name).image_of_rgb, _names(scene)) if image}
+            views = {
+                f"{_printable(scene.name)}/{image}" for path in scene.iterdir() if (image := _form(name).image_of_rgb(path.name))
+            }
             yield from sorted(views - known)
 
 
-def _names(folder: Path) -> Iterator[str]:
-    return (path.name for path in folder.iterdir())
+def _printable(name: str) -> str:
+    """A file name as text that any table can hold."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def open_source(

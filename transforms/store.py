@@ -18,11 +18,21 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
-from scenemill.schemas.errors import ConfigError, Corrupt, NotPublished
+from scenemill.schemas.errors import ConfigError, Corrupt, NotPublished, WrongVersion
 from scenemill.schemas.fields import Field, raw_orientation
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import FINDINGS, RUNS, SAMPLES
-from scenemill.transforms.layout import FRUSTUM, FRUSTUM_CHUNK, ROOT, Layout, shard_path, version_id
+from scenemill.transforms.layout import (
+    FRUSTUM,
+    FRUSTUM_CHUNK,
+    ROOT,
+    Layout,
+    group_document,
+    rows_of_manifest,
+    shard_path,
+    to_bytes,
+    version_id,
+)
 from scenemill.transforms.parts import Receipt, read_receipt
 from scenemill.transforms.publish import checksum_of
 from scenemill.transforms.rows import read_rows
@@ -67,15 +77,25 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises:
         Corrupt: no such document, or altered.
     """
+    advice = '"scenemill ingest ... --repair" restores it'
     try:
         document: dict[str, Any] = json.loads(path.read_bytes())
         manifest = document["attributes"][_DOCUMENT_KEY]
-        stated = manifest["version"]
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise Corrupt(f"manifest {path}: cannot be read ({type(error).__name__}: {error}); restore it from versions/") from error
-    if version_id(manifest) != stated:
-        raise Corrupt(f"manifest {path}: differs from its id {stated}; restore it from versions/")
+        altered = version_id(manifest) != manifest["version"]
+        layout = Layout.from_manifest(manifest)
+        expected = group_document(layout, rows_of_manifest(layout, manifest), _without_version(manifest))
+        altered = altered or to_bytes(document) != to_bytes(expected)
+    except WrongVersion:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise Corrupt(f"manifest {path}: cannot be read ({type(error).__name__}: {error}); {advice}") from error
+    if altered:
+        raise Corrupt(f"manifest {path}: differs from what was published; {advice}")
     return document
+
+
+def _without_version(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in manifest.items() if name != "version"}
 
 
 class _PinnedStore(WrapperStore[LocalStore]):
@@ -109,6 +129,11 @@ class Store:
         self.layout = Layout.from_manifest(self.manifest)
         self._document = document
         self._receipts: dict[str, Receipt] = {}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The manifest without the id that is made from it."""
+        return _without_version(self.manifest)
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r}, version={self.version!r}, source={self.layout.source!r}, samples={len(self)})"

@@ -9,7 +9,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from scenemill.schemas.errors import Corrupt, SourceError
+from scenemill.schemas.errors import SourceError
 from scenemill.transforms import publish
 from scenemill.transforms.folders import sha256
 from scenemill.transforms.rows import read_rows, to_parquet
@@ -83,24 +83,26 @@ def sums_from(table: pa.Table) -> dict[str, Sums]:
     return {key: Sums(*rest) for key, *rest in zip(*columns, strict=True)}
 
 
-def _memory(store: Path) -> Path:
-    return store / "runs" / "sums.parquet"  # beside all else that depends on time and place
+def _memories(store: Path) -> list[Path]:
+    """Files of remembered sums, named by their content; beside all else that depends on time and place."""
+    return sorted((store / "runs").glob("sums-*.parquet"))
 
 
 def recall(store: Path | None) -> dict[str, Sums]:
     """What earlier runs on a store remembered; a damaged memory is no memory."""
-    if store is None or not _memory(store).is_file():
-        return {}
-    try:
-        return sums_from(read_rows(_memory(store), SUMS))
-    except Corrupt:
-        return {}
+    for path in _memories(store) if store is not None else ():
+        if sha256(path.read_bytes()).startswith(path.stem.removeprefix("sums-")):
+            return sums_from(read_rows(path, SUMS))
+    return {}
 
 
 def remember(store: Path, sums: Mapping[str, Sums]) -> None:
-    """Keep sums for the next run, if they differ from what is kept."""
+    """Keep sums for the next run, in the place of those kept before."""
     rows = [dict(zip(SUMS.names, (key, *astuple(sums[key])), strict=True)) for key in sorted(sums)]
     data = to_parquet(pa.Table.from_pylist(rows, schema=SUMS))
-    if not _memory(store).is_file() or _memory(store).read_bytes() != data:
-        publish.write_whole(_memory(store), data)
+    path = store / "runs" / f"sums-{sha256(data)[:16]}.parquet"
+    publish.write_whole(path, data)
+    for old in _memories(store):
+        if old != path:
+            publish.remove(old)
     publish.reached("sums written")

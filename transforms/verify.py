@@ -8,10 +8,18 @@ from typing import Any
 
 from scenemill.schemas.errors import Corrupt, StoreError
 from scenemill.transforms import publish
-from scenemill.transforms.layout import FRUSTUM_CHUNK, ROOT, array_document, group_document, to_bytes
+from scenemill.transforms.layout import (
+    FRUSTUM,
+    FRUSTUM_CHUNK,
+    ROOT,
+    array_document,
+    frustum_document,
+    group_document,
+    rows_of_manifest,
+    to_bytes,
+)
 from scenemill.transforms.parts import read_part_tables
-from scenemill.transforms.store import Store, history
-from scenemill.transforms.versions import rows_of_manifest
+from scenemill.transforms.store import Store, open_store
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,7 @@ def verify_store(root: Path, on_part: Callable[[int, int], None] = lambda done, 
         NotPublished: nothing is published.
         Corrupt: the newest manifest itself cannot be read.
     """
-    versions = history(root)
-    broken = list(_check_lineage(versions))
+    versions, broken = _lineage(root)
     files = size_byte = 0
     for version in versions:
         broken += _check_documents(version, newest=version is versions[0])
@@ -74,20 +81,21 @@ def verify_store(root: Path, on_part: Callable[[int, int], None] = lambda done, 
     return Verified(len(versions), len(parts), files, size_byte, tuple(broken))
 
 
-def _check_lineage(versions: list[Store]) -> list[Broken]:
-    parent = versions[-1].manifest["parent"]
-    path = f"versions/{parent}.json"
-    if parent is not None and (versions[-1].root / path).exists():
-        return [Broken("", path, "cannot be opened")]
-    return []
+def _lineage(root: Path) -> tuple[list[Store], list[Broken]]:
+    """The readable versions, newest first, and the ancestor that cannot be read, if one cannot."""
+    versions = [open_store(root)]
+    while (parent := versions[-1].manifest["parent"]) is not None and (root / "versions" / f"{parent}.json").is_file():
+        try:
+            versions.append(open_store(root, parent))
+        except StoreError as error:
+            return versions, [Broken("", f"versions/{parent}.json", str(error))]
+    return versions, []
 
 
 def _check_documents(version: Store, *, newest: bool) -> list[Broken]:
     root, manifest = version.root, version.manifest
     rows = rows_of_manifest(version.layout, manifest)
-    expected = to_bytes(
-        group_document(version.layout, rows, {name: value for name, value in manifest.items() if name != "version"})
-    )
+    expected = to_bytes(group_document(version.layout, rows, version.content))
     documents = {f"versions/{version.version}.json": expected}
     if newest:
         documents[ROOT] = expected
@@ -100,6 +108,8 @@ def _check_documents(version: Store, *, newest: bool) -> list[Broken]:
         (root / FRUSTUM_CHUNK).is_file() and publish.checksum_of(root / FRUSTUM_CHUNK) == checksum
     ):
         broken.append(Broken("", FRUSTUM_CHUNK, _difference(root / FRUSTUM_CHUNK)))
+    if version.layout.frustum and _read(root / FRUSTUM / ROOT) != to_bytes(frustum_document(version.layout)):
+        broken.append(Broken("", f"{FRUSTUM}/{ROOT}", _difference(root / FRUSTUM / ROOT)))
     for held in manifest["tables"].values():
         path = root / held["path"]
         if not path.is_file() or publish.checksum_of(path) != held["sha256"]:

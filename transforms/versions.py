@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scenemill.schemas.errors import Corrupt
+from scenemill.schemas.errors import Corrupt, StoreError
 from scenemill.transforms import publish
 from scenemill.transforms.folders import sha256
 from scenemill.transforms.layout import (
@@ -23,9 +23,10 @@ from scenemill.transforms.layout import (
     frustum_document,
     group_document,
     hash_of,
+    rows_of_manifest,
     to_bytes,
 )
-from scenemill.transforms.parts import PartPlan, Receipt, part_folder, read_receipt
+from scenemill.transforms.parts import PartPlan, Receipt, finished_part, part_folder
 from scenemill.transforms.rows import to_parquet
 from scenemill.transforms.shards import encode_chunk
 from scenemill.transforms.store import Store, history, read_document, version_files
@@ -114,11 +115,6 @@ def _part_entry(store: Path, receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def rows_of_manifest(layout: Layout, manifest: Mapping[str, Any]) -> int:
-    """Length of the sample axis: up to the last row that a part of the version planned."""
-    return max((part["slot"] * layout.samples_per_part + part["planned"] for part in manifest["parts"]), default=0)
-
-
 def publish_version(store: Path, draft: Draft, expected: bytes | None) -> str:
     """Write the version's tables and documents, then swap the root document: from then on readers see it whole.
 
@@ -134,6 +130,16 @@ def publish_version(store: Path, draft: Draft, expected: bytes | None) -> str:
         Conflict: another run published meanwhile.
     """
     rows = rows_of_manifest(draft.layout, draft.manifest)
+    document = to_bytes(group_document(draft.layout, rows, draft.manifest))
+    version = hash_of(dict(draft.manifest))
+    _write_version(store, draft, rows, document, version)
+    publish.swap(store / ROOT, document, expected)
+    publish.reached("swapped")
+    return version
+
+
+def _write_version(store: Path, draft: Draft, rows: int, document: bytes, version: str) -> None:
+    """All of a version's own files but the root document."""
     for path, data in draft.files.items():
         publish.write_whole(store / path, data)
     if draft.layout.frustum:
@@ -142,13 +148,38 @@ def publish_version(store: Path, draft: Draft, expected: bytes | None) -> str:
     for field in draft.layout.fields:  # for readers that open one array alone: larger first, so that no published row is cut off
         publish.write_whole(store / field.name / ROOT, to_bytes(array_document(draft.layout, field, rows)))
     publish.reached("array documents written")
-    document = to_bytes(group_document(draft.layout, rows, draft.manifest))
-    version = hash_of(dict(draft.manifest))
     publish.write_whole(store / "versions" / f"{version}.json", document)
     publish.reached("version written")
-    publish.swap(store / ROOT, document, expected)
-    publish.reached("swapped")
-    return version
+
+
+def restore_documents(store: Path, draft: Draft, version: str) -> None:
+    """Write a published version's documents and shared files again, wherever they differ from what was published."""
+    rows = rows_of_manifest(draft.layout, draft.manifest)
+    document = to_bytes(group_document(draft.layout, rows, draft.manifest))
+    _write_version(store, draft, rows, document, version)
+    publish.write_whole(store / ROOT, document)
+
+
+def restore_root(store: Path) -> None:
+    """Put the newest readable version's document in the place of a root document that cannot be read.
+
+    Raises:
+        Corrupt: there is no readable version.
+    """
+    readable = {}
+    for path in version_files(store):
+        try:
+            manifest = read_document(path)["attributes"]["scenemill"]
+        except StoreError:
+            continue
+        readable[manifest["version"]] = manifest
+    parents = {manifest["parent"] for manifest in readable.values()}
+    newest = max(
+        (manifest for name, manifest in readable.items() if name not in parents), key=lambda held: held["slots"], default=None
+    )
+    if newest is None:
+        raise Corrupt(f"store {store}: neither its root document nor any version can be read; ingest into a new store")
+    publish.write_whole(store / ROOT, (store / "versions" / f"{newest['version']}.json").read_bytes())
 
 
 def prepare(store: Path, base: Store | None, planned: Iterable[PartPlan]) -> list[Receipt]:
@@ -165,7 +196,9 @@ def prepare(store: Path, base: Store | None, planned: Iterable[PartPlan]) -> lis
     for folder in _folders(store / "parts"):
         if folder.name not in keep:
             publish.remove(folder)
-    receipts = {part: receipt for part in plan if (receipt := _finished(store, part)) is not None}
+    receipts = {part: receipt for part in plan if (receipt := finished_part(store, part)) is not None}
+    for part in set(plan) - set(receipts):
+        publish.remove(part_folder(store, part))
     whole = {receipt.slot for receipt in receipts.values()}
     first_free = base.manifest["slots"] if base else 0
     for slot_folder in _slot_folders(store):
@@ -173,22 +206,6 @@ def prepare(store: Path, base: Store | None, planned: Iterable[PartPlan]) -> lis
         if slot >= first_free and slot not in whole:
             publish.remove(slot_folder)
     return [receipts[part] for part in plan if part in receipts]
-
-
-def _finished(store: Path, part: str) -> Receipt | None:
-    """The receipt of a part all of whose files are there; a receipt without its files is removed."""
-    try:
-        receipt = read_receipt(store, part)
-    except Corrupt:
-        receipt = None
-    if receipt is not None and all(_has_size(store / path, held["size_byte"]) for path, held in receipt.files.items()):
-        return receipt
-    publish.remove(part_folder(store, part))
-    return None
-
-
-def _has_size(path: Path, size_byte: int) -> bool:
-    return path.is_file() and path.stat().st_size == size_byte
 
 
 def _versions(store: Path) -> list[Mapping[str, Any]]:
