@@ -137,12 +137,15 @@ def ingest(config: IngestConfig, on_progress: OnProgress = no_progress) -> Outco
 
 
 def _open_to_repair(store: Path) -> Store | None:
-    """The published version; where its document is damaged, the newest version's takes its place first."""
+    """The published version, its two documents made whole from each other."""
     try:
-        return open_base(store)
+        base = open_base(store)
     except Corrupt:
         restore_root(store)
-        return open_base(store)
+        base = open_base(store)
+    if base is not None:
+        publish.write_whole(store / "versions" / f"{base.version}.json", (store / ROOT).read_bytes())
+    return base
 
 
 def _broken_parts(base: Store | None) -> frozenset[str] | None:

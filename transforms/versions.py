@@ -189,13 +189,11 @@ def prepare(store: Path, base: Store | None, planned: Iterable[PartPlan]) -> lis
         Receipts of the planned parts that are finished already.
     """
     plan = {part.id: part for part in planned}
-    keep = {part["id"] for held in _versions(store) for part in held["parts"]} | set(plan)
     _empty(store / publish.WORK)
     for document in store.glob(f"*/{ROOT}") if base is None else ():
         publish.remove(document)
-    for folder in _folders(store / "parts"):
-        if folder.name not in keep:
-            publish.remove(folder)
+    for folder in _unnamed_parts(store, base, plan):
+        publish.remove(folder)
     receipts = {part: receipt for part in plan if (receipt := finished_part(store, part)) is not None}
     for part in set(plan) - set(receipts):
         publish.remove(part_folder(store, part))
@@ -208,8 +206,15 @@ def prepare(store: Path, base: Store | None, planned: Iterable[PartPlan]) -> lis
     return [receipts[part] for part in plan if part in receipts]
 
 
-def _versions(store: Path) -> list[Mapping[str, Any]]:
-    return [read_document(path)["attributes"]["scenemill"] for path in version_files(store)]
+def _unnamed_parts(store: Path, base: Store | None, planned: Iterable[str]) -> list[Path]:
+    """Folders of parts that neither a version nor the plan names; none where a version cannot be read to say what it names."""
+    named = {part["id"] for part in base.manifest["parts"]} if base else set()
+    for path in version_files(store):
+        try:
+            named |= {part["id"] for part in read_document(path)["attributes"]["scenemill"]["parts"]}
+        except StoreError:
+            return []
+    return [folder for folder in _folders(store / "parts") if folder.name not in named | set(planned)]
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -104,9 +104,25 @@ def test_raw_file_changed_since_the_plan_is_a_conflict(front3d_world: Path, tmp_
     listed, _ = list_samples("front3d", front3d_world)
     source = open_source("front3d", front3d_world, listed)
     part = PartPlan("0123456789abcdef", 0, (Planned(listed[0], "digest of other bytes"),))
-    with publish.locked(tmp_path / "store"), pytest.raises(Conflict):
-        pipeline.build_part(source, Layout("front3d", 64, source.image, 2, "float32"), tmp_path / "store", part)
-    assert [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != ".scenemill.lock"] == []
+    with publish.locked(tmp_path / "store") as token, pytest.raises(Conflict, match="its raw files changed"):
+        publish.announce(tmp_path / "store", token)
+        pipeline.build_part(source, Layout("front3d", 64, source.image, 2, "float32"), tmp_path / "store", token, part)
+    held = [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.parent.name != ".work"]
+    assert [path for path in held if not path.name.startswith(".scenemill.")] == []
+
+
+def test_worker_of_a_run_that_is_over_writes_no_part(front3d_world: Path, tmp_path: Path) -> None:
+    listed, _ = list_samples("front3d", front3d_world)
+    source = open_source("front3d", front3d_world, listed)
+    part = PartPlan("0123456789abcdef", 0, (Planned(listed[0], "any"),))
+    layout = Layout("front3d", 64, source.image, 2, "float32")
+    with publish.locked(tmp_path / "store") as first:
+        publish.announce(tmp_path / "store", first)
+    with publish.locked(tmp_path / "store") as second:
+        publish.announce(tmp_path / "store", second)
+        with pytest.raises(Conflict, match="has taken over"):
+            pipeline.build_part(source, layout, tmp_path / "store", first, part)
+    assert list((tmp_path / "store").rglob("c")) == []
 
 
 def make_foreign(store: Path) -> None:
