@@ -118,18 +118,23 @@ class Tally:
         """Ids of the classes with a ground-truth segment."""
         return tuple(int(label) for label in np.flatnonzero(self.array[:, _TP] + self.array[:, _FN]))
 
-    def average(self, classes: Iterable[int] | None = None, *, absent_as_zero: bool = False) -> Average:
+    def add(self, label: int, *, tp: int = 0, fp: int = 0, fn: int = 0, iou: int = 0) -> None:
+        """Count segments of a class; ``iou`` as ``scaled_iou`` gives it."""
+        self.array[label] += (iou, tp, fp, fn)
+
+    def average(self, classes: Iterable[int] | None = None, counted: Literal["true", "any", "all"] = "true") -> Average:
         """Mean over classes.
 
         Args:
             classes: ids to average over; None for all.
-            absent_as_zero: True to count classes without ground truth as 0, as the 2D reference does; else they are left out.
+            counted: which of them: "true" those with ground truth (PRQ), "any" those with a segment on either side (COCO), "all" even
+                those without one, as 0 (the 2D reference).
 
         Returns:
             The means, None each where no class is left.
         """
-        wanted = set(range(_CLASSES) if classes is None else classes)
-        labels = sorted(wanted if absent_as_zero else wanted & set(self.true_classes))
+        present = {"true": self.true_classes, "any": self.classes, "all": range(_CLASSES)}[counted]
+        labels = sorted(set(present if classes is None else classes) & set(present))
         if not labels:
             return Average(None, None, None, 0)
         counts = [self[label] for label in labels]
@@ -165,17 +170,17 @@ def tally_matches(overlaps: Overlaps, true: Segments, predicted: Segments, rule:
     tally = Tally()
     for row, column in pairs:
         union = int(overlaps.true_sizes[row] + overlaps.predicted_sizes[column] - overlaps.shared[row, column])
-        tally.array[true.classes[row], (_IOU, _TP)] += (_scaled(int(overlaps.shared[row, column]), union), 1)
+        tally.add(true.classes[row], tp=1, iou=scaled_iou(int(overlaps.shared[row, column]), union))
     matched_rows, matched_columns = {row for row, _ in pairs}, {column for _, column in pairs}
     for row, label in enumerate(true.classes):
-        tally.array[label, _FN] += row not in matched_rows
+        tally.add(label, fn=int(row not in matched_rows))
     for column, label in enumerate(predicted.classes):
-        tally.array[label, _FP] += column not in matched_columns
+        tally.add(label, fp=int(column not in matched_columns))
     return tally
 
 
-def _scaled(shared: int, union: int) -> int:
-    """An IoU in units of 2**-40, rounded."""
+def scaled_iou(shared: int, union: int) -> int:
+    """An IoU in units of 2**-40, rounded: whole numbers add up the same in any order."""
     return (2 * shared * _UNIT + union) // (2 * union)
 
 

@@ -131,8 +131,8 @@ def _box(place: Array, number: Array, first: int, count: int, grid: tuple[int, .
     high = [min(int(axis.max()) + 1 + 2 * factor, size) for axis, size in zip(coordinates, grid, strict=True)]
     dtype = next(name for bits, name in _WORDS if count <= bits)
     sets = _zeros([-(-(top - bottom) // factor) * factor for bottom, top in zip(low, high, strict=True)], dtype, place)
-    bit = like(np.left_shift(1, np.arange(count, dtype=np.int64)).astype(dtype), place)[(number - (first + 1)).astype(np.int64)] \
-        if not is_tensor(number) else like(np.left_shift(1, np.arange(count, dtype=np.int64)).astype(dtype), place)[number.long() - (first + 1)]
+    bits = like(np.left_shift(1, np.arange(count, dtype=np.int64)).astype(dtype), place)
+    bit = bits[number.long() - (first + 1) if is_tensor(number) else number.astype(np.int64) - (first + 1)]
     sets[tuple(axis - bottom for axis, bottom in zip(coordinates, low, strict=True))] = bit
     for axis in range(3):
         if factor == 2:

@@ -746,7 +746,7 @@ def tiny() -> tuple[Sample, Rules]:
     """
     rows, columns = np.mgrid[0:12, 0:16]
     depth = np.full((12, 16), 0.5, np.float32)
-    depth[0, 0], depth[0, 1], depth[11, 15] = 0.0, 0.8, 2.0  # invalid; off the surface; behind the grid
+    depth[0, 0], depth[0, 1], depth[11, 15] = 0.0, 0.75, 1.625  # invalid; off the surface; just behind the grid
     geometry = np.full((16,) * 3, 12.0, np.float32)
     geometry[:8, :, 5], geometry[:8, :, 6], geometry[8:, :, 5] = 0.25, 2.5, 1.0
     semantic, instance = np.zeros((16,) * 3, np.uint8), np.zeros((16,) * 3, np.uint16)
@@ -783,7 +783,7 @@ def test_facts_are_what_a_hand_counts() -> None:
         "things_2d": 1,
         "things_3d": 2,
         "depth_min_m": 0.5,
-        "depth_max_m": 2.0,
+        "depth_max_m": 1.625,
         "depth_valid_share": 191 / 192,
         "geometry_min_voxel": 0.25,
         "geometry_max_voxel": 12.0,
@@ -823,3 +823,95 @@ def test_pose_is_a_fact_where_there_is_one() -> None:
     assert Measured(Sample("s/1", {**sample.arrays, "world_from_camera": pose}), rules).facts()["world_from_camera"] == list(
         range(16)
     )
+
+
+@pytest.mark.parametrize("instance", [1, 255, 256, 65535])
+def test_any_instance_id_above_0_is_one(instance: int, worlds: dict[str, World]) -> None:
+    def rename(a: Arrays) -> None:
+        old = both(a)[0][0]
+        for name in ("instance_2d", "instance_3d"):
+            assert not (a[name] == instance).any()
+            a[name][a[name] == old] = instance
+
+    world = worlds["front3d"]
+    renamed = mutated(world.clean, rename)
+    spoken, _ = listen(renamed, world.rules)
+    assert spoken == {}
+    assert instance in Measured(renamed, world.rules).facts()["instances_3d"]
+
+
+# --- borders
+
+
+def found_in(sample: Sample, rules: Rules) -> dict[str, list[str]]:
+    return {name: [finding.observed for finding in found] for name, found in listen(sample, rules)[0].items()}
+
+
+def test_labels_end_below_1_and_heavy_weights_below_3() -> None:
+    sample, rules = tiny()
+    geometry = sample["geometry"].copy()
+    geometry[:8, :, 7] = 3.0
+    weighting = np.where(geometry < 3, 5, 1).astype(np.uint8)
+    inside = replace(rules, frustum=np.ones((16,) * 3, np.bool_))
+    told = found_in(Sample("s/1", {**sample.arrays, "geometry": geometry, "weighting": weighting}), inside)
+    assert not {"labels_on_surface", "weights_near_surface"} & set(told)
+
+
+@pytest.mark.parametrize(
+    ("values", "steep"),
+    [
+        ({(5, 5, 5): 1.0, (5, 5, 6): 4.0}, 1),
+        ({(5, 5, 14): 1.0, (5, 5, 15): 4.0}, 1),  # at the end of an axis
+        ({(5, 14, 5): 1.0, (5, 15, 5): 4.0}, 1),
+        ({(14, 5, 5): 1.0, (15, 5, 5): 4.0}, 1),
+        ({(5, 5, 15): 1.0, (5, 6, 0): 4.0}, 0),  # beside each other in memory alone
+        ({(5, 15, 5): 1.0, (6, 0, 5): 4.0}, 0),
+        ({(5, 5, 5): 1.0, (5, 6, 6): 4.0}, 0),  # across a corner
+        ({(5, 5, 5): 1.0, (5, 5, 6): 2.0}, 0),
+        ({(5, 5, 5): 4.0, (5, 5, 6): 1.0, (5, 6, 5): 1.0, (6, 5, 5): 1.0}, 3),
+    ],
+)
+def test_neighbours_are_those_along_the_axes(values: dict[Voxel, float], steep: int) -> None:
+    _, rules = tiny()
+    geometry = np.full((16,) * 3, 12.0, np.float32)
+    for place, value in values.items():
+        geometry[place] = value
+    told = found_in(Sample("s/1", {"geometry": geometry}), rules).get("distance_smooth", [])
+    assert told == ([f"{steep} neighbours more than 1 voxel apart"] if steep else [])
+
+
+def test_the_ends_of_the_ranges_are_inside(worlds: dict[str, World]) -> None:
+    def stretch(a: Arrays) -> None:
+        a["depth"][0, :2] = 0.4, 6.0
+        a["geometry"][far(a)] = 11.99
+
+    world = worlds["front3d"]
+    assert listen(mutated(world.clean, stretch), world.rules)[0] == {}
+
+
+def test_the_promises_of_the_3d_front_form_are_asked_of_no_other() -> None:
+    assert {check.name for check in CHECKS if check.front3d_only} == {
+        "one_floor",
+        "same_class",
+        "things_have_instances",
+        "distance_smooth",
+        "surface_in_frustum",
+        "labels_on_surface",
+        "weights_near_surface",
+        "weights_outside",
+    }
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.5, False), (0.499, True), (0.99, False), (0.991, True)])
+def test_half_of_the_grid_to_all_but_a_hundredth_lies_outside(share: float, told: bool) -> None:
+    outside = np.zeros((20, 50, 10), np.bool_)
+    outside.reshape(-1)[: round(share * outside.size)] = True
+    assert ("outside" in found_in(Sample("s/1", {"outside": outside}), tiny()[1])) == told
+
+
+@pytest.mark.parametrize(("pixels_of_thing", "told"), [(200, True), (201, False)])
+def test_a_thing_of_200_pixels_is_small(pixels_of_thing: int, told: bool) -> None:
+    semantic, instance = np.full((20, 20), WALL, np.uint8), np.ones((20, 20), np.uint16)
+    semantic.reshape(-1)[:pixels_of_thing], instance.reshape(-1)[:pixels_of_thing] = 3, 7
+    found = found_in(Sample("s/1", {"semantic_2d": semantic, "instance_2d": instance}), tiny()[1])
+    assert found.get("small_thing") == (["instances 7 of at most 200 pixels"] if told else None)

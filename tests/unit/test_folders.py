@@ -8,6 +8,7 @@ import pytest
 
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.sample import SampleKey
+from scenemill.transforms import folders
 from scenemill.transforms.folders import ListEntry, find_lists, find_root, read_file, read_list, sha256, split_rank
 
 HOSTILE = (
@@ -117,6 +118,16 @@ def test_sizes_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
 def test_what_is_no_json_list_is_a_config_error_that_names_the_file(content: str, tmp_path: Path) -> None:
     path = write(tmp_path / "train.json", content)
     with pytest.raises(ConfigError, match=r"train\.json"):
+        entries(path)
+
+
+@pytest.mark.parametrize("name", ["train.json", "train.txt"])
+def test_a_list_beyond_all_measure_is_refused_unread(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / name, "s/0001\n" if name.endswith("txt") else [{"scene_id": "s", "image_id": "0001"}])
+    monkeypatch.setattr(folders, "_LIST_LIMIT_BYTE", path.stat().st_size)
+    assert [entry.key for entry in entries(path)] == [SampleKey("s", "0001")]
+    monkeypatch.setattr(folders, "_LIST_LIMIT_BYTE", path.stat().st_size - 1)
+    with pytest.raises(ConfigError, match="larger than"):
         entries(path)
 
 

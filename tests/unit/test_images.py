@@ -155,23 +155,27 @@ def test_png_of_sound_chunks_that_make_no_image_is_refused(chunks: list[tuple[by
     fails("container", lambda: read_png(join_png(chunks), SIZE, RGB))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 2), (6, 9), (8, 8), (13, 5)])
-def test_interlaced_png_is_read_and_counted(size: tuple[int, int]) -> None:
-    pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
-    rows = b""
-    for left, top, across, down in (
-        (0, 0, 8, 8),
-        (4, 0, 8, 8),
-        (0, 4, 4, 8),
-        (2, 0, 4, 4),
-        (0, 2, 2, 4),
-        (1, 0, 2, 2),
-        (0, 1, 1, 2),
-    ):
-        rows += b"".join(b"\0" + row.tobytes() for row in pixels[top::down, left::across] if row.size)
-    start = (b"IHDR", header(size[1], size[0], interlace=1))
-    assert np.array_equal(read_png(join_png([start, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]), size, RGB), pixels)
-    fails("container", lambda: read_png(join_png([start, (b"IDAT", zlib.compress(rows[:-1])), (b"IEND", b"")]), size, RGB))
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+FORMS = (("RGB", 3, 2), ("L", 1, 0), ("P", 1, 3), ("LA", 2, 4), ("RGBA", 4, 6))  # mode, values per pixel, PNG's colour type
+
+
+@pytest.mark.parametrize(("mode", "values", "color"), FORMS)
+@pytest.mark.parametrize("interlace", [0, 1])
+def test_png_is_read_if_all_its_rows_are_there(interlace: int, mode: str, values: int, color: int) -> None:
+    rng = np.random.default_rng(1)
+    for height, width in [(height, width) for height in range(1, 11) for width in range(1, 11)]:
+        pixels = rng.integers(0, 256, (height, width, values), np.uint8)
+        parts = [pixels[top::down, left::across] for left, top, across, down in PASSES] if interlace else [pixels]
+        rows = [b"\0" + row.tobytes() for part in parts for row in part if row.size]
+        start, palette = (b"IHDR", header(width, height, color=color, interlace=interlace)), (b"PLTE", bytes(range(256)) * 3)
+
+        def read(rows: list[bytes], before: tuple[tuple[bytes, bytes], ...] = (start, palette)) -> NDArray[Any]:
+            chunks = [*(before if mode == "P" else before[:1]), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")]
+            return read_png(join_png(chunks), (height, width), {mode: "uint8"})  # noqa: B023
+
+        assert np.array_equal(read(rows), pixels[..., 0] if values == 1 else pixels)
+        fails("container", lambda read=read, rows=rows: read(rows[:-1]))  # type: ignore[misc]
+        fails("container", lambda read=read, rows=rows: read([*rows[:-1], rows[-1][:-1]]))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("field", range(8, 13))

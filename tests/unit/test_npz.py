@@ -120,6 +120,7 @@ def test_names_and_shapes_are_read_from_headers() -> None:
         (0.5, True),
         (-0.0, True),
         (12.0, True),
+        (1.0 + 2.0**-23, True),  # the last bit of float32
         (2.0**-149, True),  # the smallest of float32
         (float(np.finfo(np.float32).max), True),
         (float("inf"), True),
@@ -261,6 +262,10 @@ def test_an_array_above_the_limit_is_refused_before_memory_is_taken() -> None:
 def test_what_is_no_archive_of_this_array_is_refused(archive: bytes, check: str) -> None:
     fails(check, lambda: read_array(archive, "data", (1,), ("int32",)))
     fails(check, lambda: probe_shape(archive, "data"))
+
+
+def test_64_members_are_read() -> None:
+    assert len(member_names(pack_raw([(f"a{i}.npy", b"") for i in range(64)]))) == 64
 
 
 def test_a_member_twice_is_refused() -> None:

@@ -17,6 +17,7 @@ from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import SOURCES, fields_of
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import Finding
+from scenemill.transforms import sources
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS
 from scenemill.transforms.sources import (
     Listed,
@@ -94,6 +95,14 @@ def test_a_view_in_two_lists_is_one_sample_of_both_splits_train_first(tmp_path: 
     assert findings == {"a/0001": [Finding("split_overlap", "", "warning", "in the lists train, val, test", "one split per view")]}
 
 
+def test_a_view_in_two_lists_keeps_what_the_first_says_of_it(tmp_path: Path) -> None:
+    write_list(tmp_path / "val.json", ("a", "0001"), height=1, width=2, file_name="val.png")
+    write_list(tmp_path / "zoo.json", ("a", "0001"))
+    listed, findings = list_samples("front3d", tmp_path)
+    assert listed == [Listed("a/0001", ("val", "zoo"), "val.png", (1, 2))]
+    assert [finding.observed for finding in findings["a/0001"]] == ["in the lists val, zoo"]
+
+
 @pytest.mark.parametrize(
     ("source", "image"),
     [("front3d", "1"), ("front3d", "abcd"), ("front3d", "0001.png"), ("front3d", "a_1_2"), ("synthetic_warehouse", "١٢٣٤")]
@@ -159,9 +168,35 @@ def test_sizes_are_those_of_most_views(front3d_world: Path, tmp_path: Path) -> N
         (root / "data" / scene / "new.npz").replace(root / "data" / scene / f"geometry_{image}.npz")
         (root / "data" / scene / f"rgb_{image}.png").unlink()
         Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(root / "data" / scene / f"rgb_{image}.png")
-    replace_file(root / "data" / listed[2].key.replace("/", "/geometry_").__add__(".npz"), b"damaged")
+    replace_file(root / raw_files(Source("front3d", root, 64, (240, 320)), listed[2])["geometry"], b"damaged")
     source = open_source("front3d", root, listed)
     assert (source.grid, source.image) == (64, (240, 320))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (8, 8, 9), (8, 8), (2, 8, 8, 8)])
+def test_volumes_that_are_no_grid_have_no_voice(shape: tuple[int, ...], front3d_world: Path, tmp_path: Path) -> None:
+    root = copy_of(front3d_world, tmp_path / "world")
+    _, listed = opened("front3d", root)
+    for sample in listed[:4]:
+        scene, image = sample.key.split("/")
+        path = root / "data" / scene / f"geometry_{image}.npz"
+        path.unlink()
+        np.savez_compressed(path, data=np.zeros(shape))
+    source = open_source("front3d", root, listed)
+    assert (source.grid, source.image) == (64, (240, 320))
+
+
+def test_a_file_too_large_for_its_kind_is_refused_unread(
+    front3d_world: Path, matterport_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, world in (("front3d", front3d_world), ("matterport", matterport_world)):
+        source, listed = opened(name, world)
+        with monkeypatch.context() as patch:
+            patch.setattr(sources, "_IMAGE_LIMIT_BYTE", 100)
+            sample, findings = read_sample(source, listed[0])
+        small = [file.kind for file in source.files if file.kind not in ("geometry", "segmentation", "weighting")]
+        assert [(finding.check, finding.field) for finding in findings] == [("size", kind) for kind in small]
+        assert {"geometry", "semantic_3d", "instance_3d", "weighting"} <= set(sample.arrays)
 
 
 def test_given_sizes_are_taken_and_the_other_is_probed(front3d_world: Path) -> None:
@@ -359,6 +394,20 @@ def test_labels_beyond_their_dtype_are_findings(front3d_world: Path, tmp_path: P
         assert [(finding.check, finding.field) for finding in findings] == [("range", "segmap")]
         assert f"channel {channel}" in findings[0].observed and str(value) in findings[0].observed
         assert not {"semantic_2d", "instance_2d"} & set(sample.arrays)
+
+
+def test_the_ends_of_the_ranges_of_labels_are_read(front3d_world: Path, tmp_path: Path) -> None:
+    root = copy_of(front3d_world, tmp_path / "world")
+    folder, listed = opened("front3d", root)
+    path = root / raw_files(folder, listed[0])["segmap"]
+    labels = np.zeros((240, 320, 2), np.int32)
+    labels[0, 0] = 255, 65535
+    path.unlink()
+    np.savez_compressed(path, data=labels)
+    sample, findings = read_sample(folder, listed[0])
+    assert findings == []
+    for channel, name in enumerate(("semantic_2d", "instance_2d")):
+        assert np.array_equal(sample[name], labels[..., channel])
 
 
 def test_a_room_mask_above_255_is_a_finding(matterport_world: Path, tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""The metric tables: three Delta tables that grow by whole runs, and whose readers only ever see whole runs.
+
+Delta commits one table at a time, so the tables of a run are committed in a fixed order with ``scores`` last: **a run is finished once
+it is in scores**, and rows of other runs do not count. Each commit carries the run id as application transaction, which makes a
+repeated commit recognisable and two equal ones at once impossible.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
+
+from scenemill.schemas.errors import ConfigError, Conflict, NotPublished
+from scenemill.schemas.published import PREFIX, published_scores
+from scenemill.schemas.tables import COUNTS, DEPTHS, SCORES
+
+TABLES: Final[Mapping[str, pa.Schema]] = {"counts": COUNTS, "depths": DEPTHS, "scores": SCORES}
+"""In the order they are committed: scores last, for they make the run visible."""
+
+_SETTINGS: Final = {"delta.appendOnly": "true"}
+_COMMIT_TRIES: Final = 100  # another writer's commit costs one try; the library's own 15 were enough for 8 writers at once
+_FORBIDDEN: Final = frozenset(r"%[\]^|")  # deltalake 1.6 decodes % twice and takes folders with the others for no valid address
+
+
+def append_run(folder: Path, run: str, tables: Mapping[str, pa.Table]) -> None:
+    """Add one run's rows to the tables of a folder; they are visible when this returns, and all at once.
+
+    Run again after a kill, it completes what is missing; of a finished run it adds nothing. Other processes may append other runs
+    meanwhile. A folder without tables gets them, with the published results in ``scores``.
+
+    Args:
+        folder: where the tables are, or shall be.
+        run: the id of the run, in every row.
+        tables: rows by table name, of exactly the schemas in ``schemas/tables.py``; ``scores`` must be among them.
+
+    Raises:
+        ConfigError: a table, a row or the folder's name is not as it must be; nothing was written.
+        Conflict: the run's earlier attempt left other rows than these, or too many writers were at it.
+    """
+    _check(run, tables)
+    _create(folder)
+    if _committed(folder, "scores", run):
+        return
+    for name in TABLES:
+        if name in tables and not _commit(folder, name, run, tables[name]) and name != "scores":
+            _compare(folder, name, run, tables[name])
+
+
+def datasets(folder: Path) -> dict[str, ds.Dataset]:
+    """The tables of a folder at one moment, by name: the rows of finished runs alone.
+
+    Raises:
+        NotPublished: no tables there.
+    """
+    scores = _open(folder, "scores").to_pyarrow_dataset()  # first: of the runs seen here, all other rows are there already
+    runs = pc.unique(scores.to_table(columns=["run"], use_threads=False)["run"])
+    others = {name: _open(folder, name).to_pyarrow_dataset().filter(pc.field("run").isin(runs)) for name in ("counts", "depths")}
+    return {**others, "scores": scores}
+
+
+def read_table(folder: Path, name: str) -> pa.Table:
+    """All rows of finished runs in one table, in no particular order.
+
+    Raises:
+        ConfigError: no such table.
+        NotPublished: no tables there.
+    """
+    if name not in TABLES:
+        raise ConfigError(f"table {name!r}: no such table; there are {', '.join(sorted(TABLES))}")
+    return datasets(folder)[name].to_table(use_threads=False).cast(TABLES[name])
+
+
+def _check(run: str, tables: Mapping[str, pa.Table]) -> None:
+    if not run or run.split("/")[0] == PREFIX:
+        raise ConfigError(f"run {run!r}: a run id is not empty, and begins with {PREFIX!r} only for published results")
+    if unknown := sorted(set(tables) - set(TABLES)):
+        raise ConfigError(f"run {run!r}: no table is called {', '.join(unknown)}; there are {', '.join(sorted(TABLES))}")
+    if "scores" not in tables or not tables["scores"].num_rows:
+        raise ConfigError(f"run {run!r}: it has no scores; a run without a row there would never be seen")
+    for name, table in tables.items():
+        if not table.schema.equals(TABLES[name]):
+            raise ConfigError(f"run {run!r}, table {name}: {_difference(table.schema, TABLES[name])}. Build it with table_of")
+        if empty := [column.name for column in TABLES[name] if not column.nullable and table[column.name].null_count]:
+            raise ConfigError(f"run {run!r}, table {name}: no value in a row of {', '.join(empty)}")
+        if strange := sorted(set(pc.unique(table["run"]).to_pylist()) - {run}):
+            raise ConfigError(f"run {run!r}, table {name}: holds rows of {strange[0]!r}; append each run by itself")
+
+
+def _difference(found: pa.Schema, wanted: pa.Schema) -> str:
+    """The first column in which two schemas differ."""
+    columns = [[str(column) for column in schema] for schema in (found, wanted)]
+    lacks = [column for column in columns[1] if column not in columns[0]]
+    extra = [column for column in columns[0] if column not in columns[1]]
+    if not lacks and not extra:
+        return "its columns are in another order"
+    return f"it lacks {lacks[0]!r}" if lacks else f"{extra[0]!r} is no column of it"
+
+
+def _create(folder: Path) -> None:
+    """Make what is missing of the tables, and add the published results, as one transaction of their own."""
+    for name, schema in TABLES.items():
+        where = _address(folder, name)
+        if not DeltaTable.is_deltatable(where):
+            DeltaTable.create(where, schema, mode="ignore", name=name, configuration=_SETTINGS)
+    if not _committed(folder, "scores", PREFIX):
+        _commit(folder, "scores", PREFIX, published_scores())
+
+
+def _commit(folder: Path, name: str, run: str, rows: pa.Table) -> bool:
+    """Add rows once; False where they, or another attempt's, are there already."""
+    if _committed(folder, name, run):
+        return False
+    once = CommitProperties(app_transactions=[Transaction(run, 1)], max_commit_retries=_COMMIT_TRIES)
+    try:
+        write_deltalake(_address(folder, name), rows, mode="append", commit_properties=once)
+    except CommitFailedError as error:
+        if not _committed(folder, name, run):  # the same run from another process would be no harm
+            raise Conflict(f"tables {folder}: run {run!r} could not be added to {name} ({error}). Run the same again") from error
+        return False
+    return True
+
+
+def _committed(folder: Path, name: str, run: str) -> bool:
+    return _open(folder, name).transaction_version(run) is not None
+
+
+def _compare(folder: Path, name: str, run: str, rows: pa.Table) -> None:
+    """Refuse to finish a run with other rows than it began with."""
+    dataset = _open(folder, name).to_pyarrow_dataset()
+    there = dataset.to_table(filter=pc.field("run") == run, use_threads=False).cast(rows.schema)
+    order = [(column, "ascending") for column in rows.column_names]
+    if not there.sort_by(order).equals(rows.sort_by(order)):
+        raise Conflict(f"tables {folder}: an unfinished run {run!r} has other rows in {name}. Give this run an id of its own")
+
+
+def _open(folder: Path, name: str) -> DeltaTable:
+    where = _address(folder, name)
+    if not (folder / name / "_delta_log").is_dir() or not DeltaTable.is_deltatable(where):
+        raise NotPublished(f"tables {folder}: no metric tables here; the first evaluated run makes them")
+    return DeltaTable(where)
+
+
+def _address(folder: Path, name: str) -> str:
+    path = (folder / name).absolute()
+    if strange := sorted(_FORBIDDEN & set(str(path)) | {sign for sign in str(path) if not sign.isprintable()}):
+        raise ConfigError(f"tables {path.parent}: the path has {strange[0]!r} in it, which Delta tables cannot; use another folder")
+    return path.as_uri()
