@@ -300,6 +300,47 @@ def show(
 
 
 @app.command()
+def selfcheck(as_json: AsJson = False) -> None:
+    """Try the metrics of this installation on cases whose answer is arithmetic; scoring does so first as well."""
+    from scenemill.trainers.selfcheck import run_selfcheck
+
+    cases = run_selfcheck()
+    failed = [case for case in cases if not case.holds]
+    lines = [f"{'holds' if case.holds else 'FAILS'}  {case.name}: {case.observed:g}, expected {case.expected:g}" for case in cases]
+    document = [{**asdict(case), "holds": case.holds} for case in cases]
+    _say(document, as_json, lambda console: console.print("\n".join(lines), highlight=False))
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Option(help="Folder of predictions: SCENE_IMAGE/segments.json and its arrays.")],
+    store: Annotated[Path, typer.Option(help="The store that holds the truth.")],
+    tables: Annotated[Path, typer.Option(help="Folder of the metric tables; made if it is not there.")],
+    run: Annotated[str, typer.Option(help="Name of the run. Default: made from what decides the numbers.")] = "",
+    model: Annotated[str, typer.Option(help="What to call the model in reports.")] = "model",
+    split: Annotated[str, typer.Option(help="Which samples. Default: all.")] = "",
+    version: Annotated[str, typer.Option(help="Version of the store. Default: the newest.")] = "",
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Score what has a prediction, leave out the rest.")
+    ] = False,
+    workers: Workers = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Score predictions against a store: PRQ, RSQ and RRQ in 3D, PQ in 2D, and depth, as rows of the metric tables."""
+    from scenemill.pipelines.human import print_scored
+    from scenemill.pipelines.score import ScoreConfig
+    from scenemill.pipelines.score import score as run_score
+
+    config = ScoreConfig(predictions, store, tables, run, model, split, version, allow_missing, workers)
+    with _progress(as_json) as on_progress:
+        scored = run_score(config, on_progress)
+    document = {"run": scored.run, "samples": scored.samples, "missing": scored.missing, "scores": scored.scores.to_pylist()}
+    _say(document, as_json, lambda console: print_scored(console, scored))
+
+
+@app.command()
 def versions(store: StoreArgument, as_json: AsJson = False) -> None:
     """List the published versions of a store, newest first."""
     from scenemill.pipelines.human import print_versions, versions_json

@@ -1,23 +1,24 @@
 """Questions to the metric tables in SQL, which can read them and nothing else.
 
-``query`` takes anybody's SQL. It is one SELECT (or EXPLAIN) against views in memory, in a process of its own that has no way to files,
-network or settings, and that ends when its time or memory is used up: the engine by itself stops neither one long-running function
-nor all that such a function allocates. ``session`` is for our own SQL: the same views, in this process.
+A question is one SELECT (or its like) on views in memory. It is answered by a process of its own that has no way to files, network or
+settings, and that ends when its time or memory is used up: the engine by itself stops neither a function that runs long nor one that
+allocates much.
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import duckdb
 import pyarrow as pa
 
-from scenemill.pipelines.tables import datasets
+from scenemill.pipelines.tables import TABLES, datasets
 from scenemill.schemas.errors import ConfigError, NotPublished, SceneMillError
 
 TIMEOUT_S: Final = 60.0
@@ -54,38 +55,51 @@ def query(folder: Path, sql: str, limit: int | None = None, timeout_s: float = T
         ConfigError: not one such statement, a mistake in it, something it may not touch, or more time or memory than it may use.
         NotPublished: no tables there.
     """
+    return query_all(folder, [sql], limit, timeout_s)[0]
+
+
+def query_all(folder: Path, questions: Sequence[str], limit: int | None = None, timeout_s: float = TIMEOUT_S) -> list[pa.Table]:
+    """Answers to several questions on the same rows, whatever is appended meanwhile; otherwise as ``query``."""
     if (limit is not None and limit < 0) or timeout_s <= 0:
         raise ConfigError(f"limit {limit}, timeout {timeout_s:g} s: the limit is not negative, the timeout above zero")
-    asked = json.dumps({"folder": str(folder.absolute()), "sql": sql, "limit": limit})
+    asked = json.dumps({"folder": str(folder.absolute()), "questions": list(questions), "limit": limit})
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", __name__], input=asked.encode(), capture_output=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"query: stopped after {timeout_s:g} s. Ask for less, or give it more time") from error
-    return _answer(done)
+    if done.returncode != 0:
+        raise _problem(done)
+    answers = pa.BufferReader(done.stdout)
+    return [pa.ipc.open_stream(answers).read_all() for _ in questions]
 
 
-def _answer(done: "subprocess.CompletedProcess[bytes]") -> pa.Table:
-    if done.returncode == 0:
-        return pa.ipc.open_stream(done.stdout).read_all()
+def _problem(done: "subprocess.CompletedProcess[bytes]") -> SceneMillError:
     try:
         told = json.loads(done.stdout)
-    except ValueError as error:
+    except ValueError:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
-        raise ConfigError(f"query: the process that ran it died ({last[0]}). Ask for less at once") from error
-    raise (NotPublished if told["error"] == NotPublished.__name__ else ConfigError)(told["message"])
+        return ConfigError(f"query: the process that ran it died ({last[0]}). Ask for less at once")
+    return (NotPublished if told["error"] == NotPublished.__name__ else ConfigError)(told["message"])
 
 
-@contextmanager
-def session(folder: Path) -> Iterator[Callable[[str], pa.Table]]:
-    """A function that answers SQL on the tables of a folder as they are now, for several questions to the same rows.
-
-    Raises:
-        NotPublished: no tables there.
-    """
-    with _connect(folder) as connection:
-        yield lambda sql: connection.sql(sql).to_arrow_table()
+def _child() -> int:
+    """Answer what is asked on standard input with Arrow streams on standard output, or with a JSON object on what is wrong."""
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTE, _ADDRESS_SPACE_BYTE))
+    asked = json.load(sys.stdin)
+    try:
+        with _connect(Path(asked["folder"])) as connection:
+            answers = [_ask(connection, sql, asked["limit"]) for sql in asked["questions"]]
+    except SceneMillError as error:
+        print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
+        return 2
+    for answer in answers:
+        with pa.ipc.new_stream(sys.stdout.buffer, answer.schema) as stream:
+            stream.write_table(answer)
+    sys.stdout.buffer.flush()
+    return 0
 
 
 @contextmanager
@@ -93,35 +107,18 @@ def _connect(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect(":memory:", config=_SETTINGS) as connection:
         for name, dataset in datasets(folder).items():
             connection.register(name, dataset)
-        connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true")
+        connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true; BEGIN TRANSACTION READ ONLY")
         yield connection
 
 
-def _child() -> int:
-    """Answer the question on standard input with an Arrow stream on standard output, or with a JSON object on what is wrong."""
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTE, _ADDRESS_SPACE_BYTE))
-    asked = json.load(sys.stdin)
+def _ask(connection: duckdb.DuckDBPyConnection, sql: str, limit: int | None) -> pa.Table:
     try:
-        table = _ask(Path(asked["folder"]), asked["sql"], asked["limit"])
-    except SceneMillError as error:
-        print(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        return 2
-    with pa.ipc.new_stream(sys.stdout.buffer, table.schema) as stream:
-        stream.write_table(table)
-    return 0
-
-
-def _ask(folder: Path, sql: str, limit: int | None) -> pa.Table:
-    with _connect(folder) as connection:
-        try:
-            statement = _statement(connection, sql)
-            connection.execute("BEGIN TRANSACTION READ ONLY")
-            return _read(connection.sql(statement), limit)
-        except (duckdb.CatalogException, duckdb.BinderException) as error:
-            raise ConfigError(f"query: {error}\n{_columns(connection)}") from error
-        except (duckdb.Error, RuntimeError, MemoryError, pa.ArrowException) as error:
-            raise ConfigError(f"query: {error}") from error
+        return _read(connection.sql(_statement(connection, sql)), limit)
+    except (duckdb.CatalogException, duckdb.BinderException) as error:
+        tables = "\n".join(f"{name}: {', '.join(schema.names)}" for name, schema in TABLES.items())
+        raise ConfigError(f"query: {error}\n{tables}") from error
+    except (duckdb.Error, RuntimeError, MemoryError, pa.ArrowException) as error:
+        raise ConfigError(f"query: {error}") from error
 
 
 def _statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
@@ -170,11 +167,5 @@ def _distinct(names: list[str]) -> list[str]:
     return distinct
 
 
-def _columns(connection: duckdb.DuckDBPyConnection) -> str:
-    """What there is to ask about, for someone who misspelt it."""
-    listed: list[tuple[Any, ...]] = connection.execute("SHOW ALL TABLES").fetchall()
-    return "\n".join(f"{row[2]}: {', '.join(row[3])}" for row in sorted(listed, key=lambda row: str(row[2])))
-
-
 if __name__ == "__main__":
-    sys.exit(_child())
+    os._exit(_child())  # not sys.exit: threads of Arrow that still read now and then crash an interpreter that takes itself apart

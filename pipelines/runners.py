@@ -63,6 +63,7 @@ class _Work(Generic[Group]):
                 "kind": type(error).__name__,
                 "message": getattr(error, "strerror", None) or str(error),
                 "errno": getattr(error, "errno", None),
+                "parts": [getattr(error, name, "") for name in ("check", "observed", "expected")],
             }
             (self.folder / f"{number}{_ERROR}").write_text(json.dumps(note))
             raise
@@ -80,6 +81,8 @@ def run_groups(
     folder: Path,
     workers: int,
     on_done: Callable[[int], None] = lambda done: None,
+    *,
+    resume: bool = False,
 ) -> Iterator[Tables]:
     """Apply ``function`` to every group, on ``workers`` processes, and hand back its tables in the groups' order.
 
@@ -87,21 +90,28 @@ def run_groups(
         label: of the Beam step; reads as a sentence.
         function: group -> small tables; importable by worker processes, and safe to repeat.
         groups: small descriptions of work: keys, never arrays.
-        folder: an empty folder for what the workers return.
+        folder: for what the workers return; empty, unless ``resume``.
         workers: 1 runs inside this process.
         on_done: called now and then with the number of groups done.
+        resume: True to take over what ``folder`` holds of these very groups from a run that was broken off, and leave it there.
 
     Raises:
         Whatever ``function`` raises: scenemill's errors and OSError as themselves, others as Beam hands them on.
     """
     if not groups:
         return iter(())
-    workers = min(workers, len(groups))
+    done = {int(path.stem) for path in folder.glob("*.done")}
+    todo = [(number, group) for number, group in enumerate(groups) if number not in done]
+    for old in folder.glob(f"*{_ERROR}"):
+        old.unlink()
+    if not todo:
+        return _results(folder, len(groups), keep=resume)
+    workers = min(workers, len(todo))
     options = local_options(workers)
     watch = _Watch(folder, on_done)
     try:
         with watch, _fail_fast(workers > 1), beam.Pipeline(runner=local_runner(options), options=options) as pipeline:
-            keyed = pipeline | "List groups" >> beam.Create(list(enumerate(groups)), reshuffle=False)
+            keyed = pipeline | "List groups" >> beam.Create(todo, reshuffle=False)
             spread = keyed | "Spread over workers" >> beam.Reshuffle()
             spread | label >> beam.Map(_Work(function, folder))
     except Exception as error:
@@ -109,7 +119,7 @@ def run_groups(
         if original is None:
             raise
         raise original from error
-    return _results(folder, len(groups))
+    return _results(folder, len(groups), keep=resume)
 
 
 def _worker_error(folder: Path) -> Exception | None:
@@ -117,17 +127,19 @@ def _worker_error(folder: Path) -> Exception | None:
     for path in sorted(folder.glob(f"*{_ERROR}")):
         note = json.loads(path.read_text())
         kind = getattr(errors, note["kind"], None)
-        if isinstance(kind, type) and issubclass(kind, SceneMillError) and kind is not errors.SourceError:
+        if kind is errors.SourceError:
+            return errors.SourceError(*note["parts"])
+        if isinstance(kind, type) and issubclass(kind, SceneMillError):
             return kind(note["message"])
         return OSError(note["errno"], note["message"])
     return None
 
 
-def _results(folder: Path, count: int) -> Iterator[Tables]:
+def _results(folder: Path, count: int, keep: bool) -> Iterator[Tables]:
     for number in range(count):
         files = sorted(folder.glob(f"{number}-*.parquet"))
         yield tuple(pq.ParquetFile(file).read(use_threads=False) for file in files)
-        for file in files:
+        for file in () if keep else files:
             file.unlink()
 
 

@@ -1,8 +1,8 @@
 """The metric tables: three Delta tables that grow by whole runs, and whose readers only ever see whole runs.
 
-Delta commits one table at a time, so the tables of a run are committed in a fixed order with ``scores`` last: **a run is finished once
-it is in scores**, and rows of other runs do not count. Each commit carries the run id as application transaction, which makes a
-repeated commit recognisable and two equal ones at once impossible.
+Delta commits one table at a time, so the tables of a run are committed in a fixed order with ``scores`` last: **a run is finished
+once it is in scores**, and rows of other runs do not count. Each commit carries the run id as application transaction, which makes
+a repeated commit recognisable and two equal ones at once impossible.
 """
 
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ def read_table(folder: Path, name: str) -> pa.Table:
 
 
 def _check(run: str, tables: Mapping[str, pa.Table]) -> None:
-    if not run or run.split("/")[0] == PREFIX:
+    if not run or run.split("/", maxsplit=1)[0] == PREFIX:
         raise ConfigError(f"run {run!r}: a run id is not empty, and begins with {PREFIX!r} only for published results")
     if unknown := sorted(set(tables) - set(TABLES)):
         raise ConfigError(f"run {run!r}: no table is called {', '.join(unknown)}; there are {', '.join(sorted(TABLES))}")

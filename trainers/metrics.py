@@ -138,10 +138,10 @@ class Tally:
         if not labels:
             return Average(None, None, None, 0)
         counts = [self[label] for label in labels]
-        means = (
+        quality, segmentation, recognition = (
             float(np.mean([getattr(count, name) for count in counts])) for name in ("quality", "segmentation", "recognition")
         )
-        return Average(*means, len(labels))
+        return Average(quality, segmentation, recognition, len(labels))
 
 
 def merge(tallies: Iterable[Tally]) -> Tally:
@@ -212,7 +212,7 @@ def panoptic_reconstruction_quality(
     frustum: Array,
     source: str,
     rules: Sequence[Rule] = RULES,
-) -> dict[str, Tally]:
+) -> dict[Rule, Tally]:
     """Counts of one sample for PRQ, RSQ and RRQ, by rule.
 
     Args:

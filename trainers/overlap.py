@@ -128,7 +128,8 @@ def _boxes(segments: Segments, distance: Array, frustum: Array, iso: float, fact
 def _box(place: Array, number: Array, first: int, count: int, grid: tuple[int, ...], frustum: Array, factor: int) -> _Box:
     coordinates = (place // (grid[1] * grid[2]), place // grid[2] % grid[1], place % grid[2])
     low = [int(axis.min()) // factor * factor for axis in coordinates]
-    high = [min(int(axis.max()) + 1 + 2 * factor, size) for axis, size in zip(coordinates, grid, strict=True)]
+    reach = 4 * factor - 1  # two cells of thickening, and one that an odd voxel reaches when pooled
+    high = [min(int(axis.max()) + reach, size) for axis, size in zip(coordinates, grid, strict=True)]
     dtype = next(name for bits, name in _WORDS if count <= bits)
     sets = _zeros([-(-(top - bottom) // factor) * factor for bottom, top in zip(low, high, strict=True)], dtype, place)
     bits = like(np.left_shift(1, np.arange(count, dtype=np.int64)).astype(dtype), place)
@@ -200,7 +201,9 @@ def _shared(a: _Box, b: _Box) -> np.ndarray[Any, np.dtype[np.int64]]:
     low = [max(first, second) for first, second in zip(a.origin, b.origin, strict=True)]
     ends = (min(p + n, q + m) for p, n, q, m in zip(a.origin, a.sets.shape, b.origin, b.sets.shape, strict=True))
     high = [max(start, end) for start, end in zip(low, ends, strict=True)]
-    views = [box.sets[tuple(slice(s - o, e - o) for s, e, o in zip(low, high, box.origin, strict=True))].reshape(-1) for box in (a, b)]
+    views = [
+        box.sets[tuple(slice(s - o, e - o) for s, e, o in zip(low, high, box.origin, strict=True))].reshape(-1) for box in (a, b)
+    ]
     both = flat_nonzero((views[0] != 0) & (views[1] != 0))
     if not len(both):
         return np.zeros((a.count, b.count), np.int64)

@@ -66,7 +66,9 @@ def panoptic_quality(
     predicted = _predicted_segments(kept, classes, merge=_STUFF_2D if rule == "coco" else ())
     void = to_numpy(semantic) == 0
     bare = void if rule == "coco" else void & (to_numpy(instance) == 0) & (form_of(source) == "front3d")
-    on_void, on_bare = (np.bincount(predicted.index[mask].reshape(-1), minlength=len(predicted.classes) + 1)[1:] for mask in (void, bare))
+    on_void, on_bare = (
+        np.bincount(predicted.index[mask].reshape(-1), minlength=len(predicted.classes) + 1)[1:] for mask in (void, bare)
+    )
     return _count(flat_overlaps(true, predicted), true, predicted, on_void, on_bare)
 
 
@@ -114,7 +116,9 @@ def relative_depth_error(true_depth_m: Array, predicted_depth_m: Array) -> Array
     Args:
         true_depth_m, predicted_depth_m: (H, W) floats, metres; at most 0 is invalid.
     """
-    true, predicted = (np.trunc(to_numpy(depth).astype(np.float64) * _DEPTH_STEPS_PER_M) for depth in (true_depth_m, predicted_depth_m))
+    true, predicted = (
+        np.trunc(to_numpy(depth).astype(np.float64) * _DEPTH_STEPS_PER_M) for depth in (true_depth_m, predicted_depth_m)
+    )
     error = np.where(true > 0, np.abs(predicted - true) / np.maximum(true, 1), 0.0)
     return like(error, true_depth_m)
 

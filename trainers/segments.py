@@ -89,7 +89,9 @@ def segments_from_labels(semantic: Array, instance: Array, stuff: Sequence[int])
         known = np.where(found < len(table), table[np.minimum(found, len(table) - 1)], 0)
         segments.reshape(-1)[unlabelled] = like(known.astype(to_numpy(segments.reshape(-1)[:1]).dtype), segments)
     return Segments(
-        segments, (*(int(label) for label in thing_classes), *present), (*(int(name) for name in names), *(-label for label in present))
+        segments,
+        (*(int(label) for label in thing_classes), *present),
+        (*(int(name) for name in names), *(-label for label in present)),
     )
 
 
@@ -138,7 +140,7 @@ def _scatter(pattern: Array, place: Array, index: np.ndarray[Any, Any], count: i
     if is_tensor(pattern):
         import torch
 
-        out = torch.zeros(pattern.shape, dtype=getattr(torch, dtype), device=pattern.device)
+        out: Array = torch.zeros(pattern.shape, dtype=getattr(torch, dtype), device=pattern.device)
     else:
         out = np.zeros(pattern.shape, dtype)
     out.reshape(-1)[place] = like(index.astype(dtype), out)

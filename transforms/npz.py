@@ -91,7 +91,7 @@ def read_array(
     return array.reshape(header.shape[::-1]).T.copy() if header.fortran else array.reshape(header.shape)
 
 
-def read_npy(data: bytes, shape: tuple[int, ...], dtypes: Sequence[str]) -> NDArray[Any]:
+def read_npy(data: bytes, shape: tuple[int, ...] | None, dtypes: Sequence[str]) -> NDArray[Any]:
     """The array of an npy file.
 
     Raises:

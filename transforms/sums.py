@@ -9,7 +9,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from scenemill.schemas.errors import SourceError
+from scenemill.schemas.errors import Corrupt, SourceError
 from scenemill.transforms import publish
 from scenemill.transforms.folders import sha256
 from scenemill.transforms.rows import read_rows, to_parquet
@@ -88,11 +88,18 @@ def _memories(store: Path) -> list[Path]:
     return sorted((store / "runs").glob("sums-*.parquet"))
 
 
+def _memory_name(data: bytes) -> str:
+    return f"sums-{sha256(data)[:16]}.parquet"
+
+
 def recall(store: Path | None) -> dict[str, Sums]:
     """What earlier runs on a store remembered; a damaged memory is no memory."""
     for path in _memories(store) if store is not None else ():
-        if sha256(path.read_bytes()).startswith(path.stem.removeprefix("sums-")):
-            return sums_from(read_rows(path, SUMS))
+        try:
+            if path.name == _memory_name(path.read_bytes()):
+                return sums_from(read_rows(path, SUMS))
+        except (Corrupt, OSError):
+            continue
     return {}
 
 
@@ -100,7 +107,7 @@ def remember(store: Path, sums: Mapping[str, Sums]) -> None:
     """Keep sums for the next run, in the place of those kept before."""
     rows = [dict(zip(SUMS.names, (key, *astuple(sums[key])), strict=True)) for key in sorted(sums)]
     data = to_parquet(pa.Table.from_pylist(rows, schema=SUMS))
-    path = store / "runs" / f"sums-{sha256(data)[:16]}.parquet"
+    path = store / "runs" / _memory_name(data)
     publish.write_whole(path, data)
     for old in _memories(store):
         if old != path:

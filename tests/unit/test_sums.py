@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from scenemill.transforms import sums
+from scenemill.transforms.folders import sha256
 from scenemill.transforms.rows import to_parquet
 from scenemill.transforms.sources import Listed, Source, list_samples, open_source, raw_files, read_sample
 from scenemill.transforms.sums import SUMS, Sums, fingerprint_of, recall, remember, sums_from, sums_of, sums_tables
@@ -149,33 +150,55 @@ def test_nothing_is_recalled_where_nothing_was_remembered(tmp_path: Path) -> Non
     assert recall(None) == recall(tmp_path) == recall(tmp_path / "none") == {}
 
 
+def memories(store: Path) -> list[Path]:
+    return sorted(store.rglob("*.parquet"))
+
+
 def test_the_same_sums_in_any_order_leave_the_memory_untouched(tmp_path: Path) -> None:
     remember(tmp_path, SOME)
-    path = next(tmp_path.rglob("*.parquet"))
+    (path,) = memories(tmp_path)
     before = path.stat()
     remember(tmp_path, dict(reversed(SOME.items())))
+    assert memories(tmp_path) == [path]
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_new_sums_take_the_place_of_the_old(tmp_path: Path) -> None:
+    remember(tmp_path, SOME)
+    (path,) = memories(tmp_path)
     remember(tmp_path, {**SOME, "s/2": Sums("f2", "d2", "", 1)})
-    assert path.stat().st_ino != before.st_ino
+    assert len(memories(tmp_path)) == 1 and memories(tmp_path) != [path]
 
 
 def test_a_damaged_memory_is_forgotten_and_written_anew(tmp_path: Path) -> None:
     remember(tmp_path, SOME)
-    path = next(tmp_path.rglob("*.parquet"))
+    (path,) = memories(tmp_path)
     data = path.read_bytes()
-    other_table = to_parquet(pa.table({"key": ["s/1"]}))
     for damaged in (
         b"",
         data[:-1],
         data[: len(data) // 2],
         b"no table" * 50,
         data[:4] + bytes(len(data) - 8) + data[-4:],
-        other_table,
+        data + b"\0",
     ):
         path.write_bytes(damaged)
         assert recall(tmp_path) == {}
         remember(tmp_path, SOME)
         assert recall(tmp_path) == SOME
+
+
+def test_files_named_like_a_memory_that_are_none_are_passed_over(tmp_path: Path) -> None:
+    remember(tmp_path, SOME)
+    (path,) = memories(tmp_path)
+    other = to_parquet(pa.table({"key": ["s/1"]}))  # of another version: its name fits its bytes
+    for name, data in ((f"sums-{sha256(other)[:16]}", other), ("sums-", b""), ("sums-", other), (f"sums-{sha256(b'')[:16]}", b"")):
+        (path.parent / f"{name}.parquet").write_bytes(data)
+        assert recall(tmp_path) == SOME
+    (path.parent / "sums-0.parquet").mkdir()
+    assert recall(tmp_path) == SOME
+    path.unlink()
+    assert recall(tmp_path) == {}
 
 
 def test_no_file_is_read_to_compare_fingerprints(view: tuple[Source, Listed], monkeypatch: pytest.MonkeyPatch) -> None:

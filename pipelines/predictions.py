@@ -1,0 +1,142 @@
+"""Predictions on disk: a folder per image, named ``SCENE_IMAGE``, as ``inference`` writes it.
+
+    panoptic_2d.npy    (h, w) int32, segment ids, 0 is void; nearest-resized to the image where it is smaller
+    depth_2d.npy       (h, w) float32, metres
+    geometry.npz       data: (X, Y, Z) float32, distance in voxels, image-aligned; 3.0 where nothing was predicted
+    panoptic.npz       data: (X, Y, Z) int32, segment ids, 0 is none
+    segments.json      {"image_id", "stage", "segments_2d": [{"id", "isthing", "category_id"}], "segments_3d": [...]}
+
+The order of ``segments_3d`` is the table order that the reference rule matches in. A 2D model leaves out the two volumes.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenemill.schemas.errors import SourceError
+from scenemill.schemas.labels import LABELS
+from scenemill.transforms import folders, npz
+from scenemill.transforms.publish import write_whole
+
+_LIMIT_BYTE: Final = 1 << 28
+_JSON_LIMIT_BYTE: Final = 1 << 24
+_IDS: Final = ("int32", "int64", "uint16", "uint8", "int16", "uint32")
+_FLOATS: Final = ("float32", "float64", "float16")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        panoptic_2d: (h, w) integers, segment ids.
+        classes_2d: segment id -> class id.
+        depth: (h, w) float32, metres.
+        panoptic_3d: (X, Y, Z) integers, segment ids; None without a 3D model.
+        classes_3d: segment id -> class id, in table order.
+        distance: (X, Y, Z) float32, voxels; None without a 3D model.
+    """
+
+    panoptic_2d: NDArray[Any]
+    classes_2d: Mapping[int, int]
+    depth: NDArray[np.float32]
+    panoptic_3d: NDArray[Any] | None = None
+    classes_3d: Mapping[int, int] | None = None
+    distance: NDArray[np.float32] | None = None
+
+
+def folder_of(key: str) -> str:
+    """Name of the folder that holds the prediction for a sample.
+
+    >>> folder_of("scene/0001")
+    'scene_0001'
+    """
+    return key.replace("/", "_")
+
+
+def read_prediction(root: Path, key: str, grid: int) -> Prediction:
+    """Read one prediction; nothing in it is trusted.
+
+    Args:
+        root: folder of the predictions.
+        key: of the sample.
+        grid: voxels a side that its volumes must have.
+
+    Raises:
+        SourceError: a file is missing, damaged, or of another form.
+    """
+    folder = folder_of(key)
+    table = _read_segments(folders.read_file(root, f"{folder}/segments.json", _JSON_LIMIT_BYTE))
+    panoptic_2d = npz.read_npy(folders.read_file(root, f"{folder}/panoptic_2d.npy", _LIMIT_BYTE), None, _IDS)
+    depth = npz.read_npy(folders.read_file(root, f"{folder}/depth_2d.npy", _LIMIT_BYTE), None, _FLOATS).astype(np.float32)
+    if panoptic_2d.ndim != 2 or depth.shape != panoptic_2d.shape:
+        raise SourceError("shape", f"panoptic_2d {panoptic_2d.shape}, depth_2d {depth.shape}", "two maps of one size")
+    classes_2d = _classes(table, "segments_2d")
+    if "segments_3d" not in table and not (root / folder / "panoptic.npz").exists():
+        return Prediction(panoptic_2d, classes_2d, depth)
+    volume = (grid,) * 3
+    panoptic_3d = npz.read_array(folders.read_file(root, f"{folder}/panoptic.npz", _LIMIT_BYTE), "data", volume, _IDS, _LIMIT_BYTE)
+    distance = npz.read_array(folders.read_file(root, f"{folder}/geometry.npz", _LIMIT_BYTE), "data", volume, _FLOATS, _LIMIT_BYTE)
+    return Prediction(
+        panoptic_2d, classes_2d, depth, panoptic_3d, _classes(table, "segments_3d"), distance.astype(np.float32, copy=False)
+    )
+
+
+def _read_segments(data: bytes) -> Mapping[str, Any]:
+    try:
+        table = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise SourceError("container", f"segments.json that cannot be read ({error})", "a JSON object") from error
+    if not isinstance(table, dict):
+        raise SourceError("container", f"segments.json holding {type(table).__name__}", "a JSON object")
+    return table
+
+
+def _classes(table: Mapping[str, Any], name: str) -> dict[int, int]:
+    entries = table.get(name, [])
+    known = {label.id for label in LABELS}
+    classes: dict[int, int] = {}
+    for entry in entries if isinstance(entries, list) else [None]:
+        segment, label = (entry.get("id"), entry.get("category_id")) if isinstance(entry, dict) else (None, None)
+        if type(segment) is not int or segment <= 0 or segment in classes:
+            raise SourceError("container", f"{name} with the id {str(segment)[:40]!r}", "whole numbers above 0, each once")
+        if label not in known:
+            raise SourceError("label_known", f"{name} with the category_id {str(label)[:40]!r}", f"0 to {max(known)}")
+        classes[segment] = label
+    return classes
+
+
+def write_prediction(root: Path, key: str, prediction: Prediction) -> None:
+    """Write one prediction; the table comes last, so that a folder that has one is whole."""
+    folder = root / folder_of(key)
+    write_whole(folder / "panoptic_2d.npy", _npy(prediction.panoptic_2d.astype(np.int32)))
+    write_whole(folder / "depth_2d.npy", _npy(prediction.depth.astype(np.float32)))
+    table: dict[str, Any] = {"image_id": folder.name, "stage": 1, "segments_2d": _entries(prediction.classes_2d)}
+    if prediction.panoptic_3d is not None and prediction.distance is not None:
+        write_whole(folder / "panoptic.npz", _npz(prediction.panoptic_3d.astype(np.int32)))
+        write_whole(folder / "geometry.npz", _npz(prediction.distance.astype(np.float32)))
+        table.update(stage=2, segments_3d=_entries(prediction.classes_3d or {}))
+    write_whole(folder / "segments.json", json.dumps(table).encode())
+
+
+def _entries(classes: Mapping[int, int]) -> list[dict[str, int]]:
+    thing = {label.id: int(label.thing) for label in LABELS}
+    return [{"id": int(segment), "isthing": thing[label], "category_id": int(label)} for segment, label in classes.items()]
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    return stream.getvalue()
+
+
+def _npz(array: NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, data=array)
+    return stream.getvalue()
