@@ -1,5 +1,6 @@
 """What a run is asked to do: the same frozen object from the command line, a file, or a test."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class IngestConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
+        if self.max_rejected is not None and not 0 <= self.max_rejected <= (1 if isinstance(self.max_rejected, float) else math.inf):
+            raise ConfigError(f"max_rejected is {self.max_rejected}; give a share from 0.0 to 1.0, or a count")
         if self.samples_per_part is not None and self.samples_per_part > 4096:
             raise ConfigError(f"samples_per_part is {self.samples_per_part}; it must be at most 4096")
 
@@ -60,7 +63,7 @@ class IngestConfig:
         if self.max_rejected is None:
             return listed
         if isinstance(self.max_rejected, float):
-            return int(self.max_rejected * listed)
+            return math.floor(self.max_rejected * listed + 1e-9)
         return self.max_rejected
 
 

@@ -37,7 +37,8 @@ def like(values: np.ndarray[Any, Any], array: Array) -> Array:
 
 def flat_nonzero(array: Array) -> Array:
     """Flat indices of the values that are not zero."""
-    return array.reshape(-1).nonzero().reshape(-1) if is_tensor(array) else np.flatnonzero(array)
+    flat = array.reshape(-1)
+    return flat.nonzero().reshape(-1) if is_tensor(array) else np.flatnonzero(flat if flat.dtype == bool else flat != 0)
 
 
 @dataclass(frozen=True)
