@@ -5,13 +5,14 @@ once it is in scores**, and rows of other runs do not count. Each commit carries
 a repeated commit recognisable and two equal ones at once impossible.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
@@ -57,10 +58,10 @@ def datasets(folder: Path) -> dict[str, ds.Dataset]:
     Raises:
         NotPublished: no tables there.
     """
-    scores = _open(folder, "scores").to_pyarrow_dataset()  # first: of the runs seen here, all other rows are there already
-    runs = pc.unique(scores.to_table(columns=["run"], use_threads=False)["run"])
-    others = {name: _open(folder, name).to_pyarrow_dataset().filter(pc.field("run").isin(runs)) for name in ("counts", "depths")}
-    return {**others, "scores": scores}
+    scores = _open(folder, "scores")  # first: of the runs seen here, all other rows are there already
+    finished = pc.field("run").isin(_runs(folder, scores))
+    others = {name: _open(folder, name).to_pyarrow_dataset().filter(finished) for name in ("counts", "depths")}
+    return {**others, "scores": scores.to_pyarrow_dataset()}
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
@@ -72,7 +73,20 @@ def read_table(folder: Path, name: str) -> pa.Table:
     """
     if name not in TABLES:
         raise ConfigError(f"table {name!r}: no such table; there are {', '.join(sorted(TABLES))}")
-    return datasets(folder)[name].to_table(use_threads=False).cast(TABLES[name])
+    runs = _runs(folder, _open(folder, "scores"))
+    return _read(folder, name, _open(folder, name)).filter(pc.field("run").isin(runs))
+
+
+def _runs(folder: Path, scores: DeltaTable) -> pa.Array:
+    return pc.unique(_read(folder, "scores", scores, ["run"])["run"].combine_chunks())
+
+
+def _read(folder: Path, name: str, table: DeltaTable, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a table, file by file: a dataset reads with threads that now and then crash a process which ends soon after."""
+    schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(column) for column in columns])
+    files = [folder / name / uri.rpartition("/")[2] for uri in table.file_uris()]
+    read = [pq.ParquetFile(pa.BufferReader(file.read_bytes())).read(schema.names, use_threads=False) for file in files]
+    return pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in read)])
 
 
 def _check(run: str, tables: Mapping[str, pa.Table]) -> None:
@@ -131,8 +145,7 @@ def _committed(folder: Path, name: str, run: str) -> bool:
 
 def _compare(folder: Path, name: str, run: str, rows: pa.Table) -> None:
     """Refuse to finish a run with other rows than it began with."""
-    dataset = _open(folder, name).to_pyarrow_dataset()
-    there = dataset.to_table(filter=pc.field("run") == run, use_threads=False).cast(rows.schema)
+    there = _read(folder, name, _open(folder, name)).filter(pc.field("run") == run)
     order = [(column, "ascending") for column in rows.column_names]
     if not there.sort_by(order).equals(rows.sort_by(order)):
         raise Conflict(f"tables {folder}: an unfinished run {run!r} has other rows in {name}. Give this run an id of its own")

@@ -1,0 +1,225 @@
+"""A report as one page that stands for itself: it loads nothing, runs nothing, and opens anywhere for as long as there are browsers."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Final
+
+from scenemill.pipelines.charts import COLORS, bars, histogram
+from scenemill.pipelines.report import BINS, Board, Depth, Report, Series, Study, measures, percent, report, title
+from scenemill.pipelines.results import printable
+from scenemill.schemas.published import GROUPS
+from scenemill.transforms.publish import write_whole
+
+_PAGE: Final = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1d2530; background: #f5f7f9; margin: 0 }}
+main {{ max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem }}
+h1 {{ font-size: 1.7rem; margin: .5rem 0 0 }}
+h2 {{ font-size: 1.3rem; margin: 2.6rem 0 .6rem }}
+h3 {{ font-size: 1.02rem; margin: 1.4rem 0 .4rem }}
+p {{ margin: .3rem 0 .8rem }}
+.faint, small {{ color: #5a6572 }}
+small {{ font-size: .84rem; font-weight: 400; display: block; overflow-wrap: anywhere }}
+a {{ color: #0b5cad }}
+nav a {{ margin-right: 1rem; white-space: nowrap }}
+nav b {{ display: inline-block; min-width: 7.5rem; font-weight: 600 }}
+.card {{ background: #fff; border: 1px solid #dfe4ea; border-radius: 8px; padding: 1rem 1.2rem; margin: .8rem 0; overflow-x: auto }}
+.pair {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 1.5rem }}
+figure {{ margin: .4rem 0 }}
+figcaption {{ font-weight: 600; margin-bottom: .2rem }}
+svg {{ width: 100%; height: auto; display: block }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ padding: .38rem .55rem; text-align: left; vertical-align: top; border-top: 1px solid #e9edf1 }}
+thead th {{ border-top: 0; color: #5a6572; font-weight: 600 }}
+tbody th {{ font-weight: 600 }}
+td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
+thead tr:first-child th.n {{ text-align: center }}
+.first {{ border-left: 1px solid #dfe4ea; padding-left: .9rem }}
+tr.ours {{ background: #eef5fc }}
+tr.mark > * {{ border-top: 2px solid #b9cfe6 }}
+.badge {{ font-size: .75rem; font-weight: 600; padding: .08rem .45rem; border-radius: 9px; background: #e9edf1; color: #4a5563 }}
+.badge.ours {{ background: #0b5cad; color: #fff }}
+.legend {{ list-style: none; margin: .5rem 0; padding: 0 }}
+.legend li {{ padding-left: 1.4rem; position: relative; overflow-wrap: anywhere }}
+.swatch {{ position: absolute; left: 0; top: .35em; width: .85em; height: .85em; border-radius: 3px }}
+details {{ margin: .6rem 0 }}
+summary {{ cursor: pointer; color: #0b5cad }}
+@media print {{ body {{ background: #fff }} .card {{ border: 0; padding: 0; break-inside: avoid }} }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<p class="faint">{summary}</p>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def write_html(folder: Path, path: Path) -> Report:
+    """Write the report of a folder of metric tables as one page, whole or not at all, and return what it tells.
+
+    Raises:
+        NotPublished: no tables there.
+    """
+    told = report(folder)
+    write_whole(path, page(told).encode())
+    return told
+
+
+def page(told: Report) -> str:
+    """A report as HTML: leaderboards, then a closer look at our newest runs."""
+    samples = sum(one.samples or 0 for board in told.boards for one in board.series)
+    ours = f"{told.runs} run{'' if told.runs == 1 else 's'} of our own" if samples else "no runs of our own yet"
+    summary = f"{_text(told.folder.name)}: {ours}, beside what others published. All scores are percentages."
+    parts = [_contents(told), *(_board(number, board) for number, board in enumerate(told.boards))]
+    parts += [_study(number, study) for number, study in enumerate(told.studies)]
+    parts += [_depths(told.depths)] if told.depths else []
+    return _PAGE.format(title="Panoptic 3D scene reconstruction: results", summary=summary, body="\n".join(parts))
+
+
+def _text(text: str) -> str:
+    return escape(printable(text))
+
+
+def _contents(told: Report) -> str:
+    boards = [(f"board-{number}", title(board.source, board.metric)) for number, board in enumerate(told.boards)]
+    studies = [(f"study-{number}", _study_title(study)) for number, study in enumerate(told.studies)]
+    depths = [("depth", "Errors")] if told.depths else []
+    lines = (_links(*line) for line in (("Leaderboards", boards), ("Closely", studies), ("Depth", depths)) if line[1])
+    return f'<nav aria-label="Contents">{"<br>".join(lines)}</nav>'
+
+
+def _links(name: str, links: Iterable[tuple[str, str]]) -> str:
+    return f"<b>{name}</b> " + " ".join(f'<a href="#{anchor}">{escape(text)}</a>' for anchor, text in links)
+
+
+def _board(number: int, board: Board) -> str:
+    names = "".join(
+        f'<th class="n first" colspan="{len(GROUPS)}" scope="colgroup">{escape(n)}</th>' for n in measures(board.metric)
+    )
+    groups = "".join(_cell("th", group.capitalize(), place == 0) for _ in range(3) for place, group in enumerate(GROUPS))
+    ours = [one.published for one in board.series].index(False) if any(not one.published for one in board.series) else None
+    rows = "\n".join(_line(one, place == ours) for place, one in enumerate(board.series))
+    return (
+        f'<h2 id="board-{number}">{escape(title(board.source, board.metric))}: leaderboard</h2>\n'
+        f'<div class="card"><table>\n<thead><tr><th rowspan="2" scope="col">Model</th>{names}</tr>\n<tr>{groups}</tr></thead>\n'
+        f"<tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def _line(one: Series, first_of_ours: bool) -> str:
+    values = [(one.groups.get(group, (None, None, None))[place], group) for place in range(3) for group in GROUPS]
+    cells = "".join(_cell("td", percent(value), group == GROUPS[0]) for value, group in values)
+    style = "" if one.published else f' class="ours{" mark" if first_of_ours else ""}"'
+    badge = '<span class="badge">published</span>' if one.published else '<span class="badge ours">ours</span>'
+    return f'<tr{style}><th scope="row">{_text(one.model)} {badge}{_about(one)}</th>{cells}</tr>'
+
+
+def _about(one: Series) -> str:
+    split = f"split {one.split}" if one.split else "split not stated"
+    if one.published:
+        return f"<small>{_text(one.origin)}; {_text(split)}</small>"
+    return f"<small>{_text(one.run)}; {_text(split)}, rule <i>{_text(one.rule)}</i>, {one.samples or 0:,} samples</small>"
+
+
+def _cell(tag: str, text: str, first: bool = False) -> str:
+    scope = ' scope="col"' if tag == "th" else ""
+    return f'<{tag} class="n{" first" if first else ""}"{scope}>{escape(text)}</{tag}>'
+
+
+def _study_title(study: Study) -> str:
+    return f"{title(study.source, study.metric)}, rule {printable(study.rule)}"
+
+
+def _study(number: int, study: Study) -> str:
+    older = f" {study.older} older ones are left out." if study.older else ""
+    quality = escape(measures(study.metric)[0])
+    return (
+        f'<h2 id="study-{number}">{escape(_study_title(study))}: our newest runs closely</h2>\n'
+        f'<div class="card"><p class="faint">Newest first.{older}</p>{_legend(study.series)}\n'
+        f"{_class_bars(number, study)}\n{_histograms(number, study)}</div>\n"
+        f'<div class="card"><h3>Worst samples</h3>\n'
+        f'<p class="faint">By the {quality} of the sample alone, which is the mean over the classes that are in it.</p>\n'
+        + "\n".join(_worst(study, place) for place in range(len(study.series)))
+        + "</div>"
+    )
+
+
+def _legend(series: Iterable[Series]) -> str:
+    items = (
+        f'<li><span class="swatch" style="background: {color}"></span>{_text(one.model)}{_about(one)}</li>'
+        for one, color in zip(series, COLORS, strict=False)
+    )
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def _class_bars(number: int, study: Study) -> str:
+    if not study.classes:
+        return '<p class="faint">No class has a score.</p>'
+    quality = measures(study.metric)[0]
+    values = [[one.groups.get(name, (None,))[0] for name in study.classes] for one in study.series]
+    names = [printable(name) for name in study.classes]
+    drawing = bars(f"classes-{number}", f"Bars: {quality} of each class; the table below has the numbers", names, values, quality)
+    rows = [[name, *(percent(row[place]) for row in values)] for place, name in enumerate(names)]
+    numbers = _numbers(["Class", *_columns(study.series)], rows)
+    return f"<figure><figcaption>{escape(quality)} of each class</figcaption>{drawing}</figure>\n{numbers}"
+
+
+def _histograms(number: int, study: Study) -> str:
+    quality = measures(study.metric)[0]
+    kinds = (
+        ("samples", f"{quality} of one sample", "Samples by quality", study.qualities),
+        ("matches", "mean IoU of the matches of one class in one sample", "Matched segments by overlap", study.matches),
+    )
+    figures, rows = [], [[f"{100 * place // BINS} to {100 * (place + 1) // BINS}"] for place in range(BINS)]
+    for name, unit, caption, bins in kinds:
+        drawing = histogram(f"{name}-{number}", f"Histogram: {unit}; the table below has the numbers", bins, unit)
+        figures.append(f"<figure><figcaption>{escape(caption)}</figcaption>{drawing}</figure>")
+        for place, row in enumerate(rows):
+            row.extend(f"{one[place]:,}" for one in bins)
+    columns = [f"{what}, {column}" for what in ("Samples", "Matches") for column in _columns(study.series)]
+    return f'<div class="pair">{"".join(figures)}</div>\n{_numbers(["Percent", *columns], rows)}'
+
+
+def _columns(series: Sequence[Series]) -> list[str]:
+    return [f"{one.model}, {one.run}" for one in series]
+
+
+def _numbers(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return f"<details><summary>Numbers</summary>{_table(heads, rows)}</details>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = f'<th scope="col">{_text(heads[0])}</th>' + "".join(
+        f'<th class="n" scope="col">{_text(name)}</th>' for name in heads[1:]
+    )
+    lines = (f'<tr><th scope="row">{_text(row[0])}</th>' + "".join(_cell("td", text) for text in row[1:]) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _worst(study: Study, place: int) -> str:
+    one = study.series[place]
+    rows = [[s.key, percent(s.quality), f"{s.tp:,}", f"{s.fp:,}", f"{s.fn:,}"] for s in study.worst[place]]
+    listed = _table(["Sample", measures(study.metric)[0], "Matched", "Invented", "Missed"], rows) if rows else "<p>No counts.</p>"
+    return f"<details{' open' if place == 0 else ''}><summary>{_text(one.model)}{_about(one)}</summary>{listed}</details>"
+
+
+def _depths(depths: Iterable[Depth]) -> str:
+    rows = [
+        [f"{d.run}; split {d.split}", f"{d.samples:,}", f"{d.abs_rel:.4f}", f"{d.rmse_m:.4f}", percent(d.delta_1)] for d in depths
+    ]
+    heads = ["Run", "Samples", "Abs rel", "RMSE, m", "Delta < 1.25, %"]
+    note = "Means over samples, of pixels whose true depth is 0.4 to 6 m. None of the published results reports depth."
+    return f'<h2 id="depth">Depth</h2>\n<div class="card"><p class="faint">{note}</p>{_table(heads, rows)}</div>'
