@@ -341,6 +341,46 @@ def score(
 
 
 @app.command()
+def query(
+    tables: Annotated[Path, typer.Argument(help="Folder of the metric tables.")],
+    sql: Annotated[str, typer.Argument(help="One SELECT over counts, scores and depths.")],
+    form: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="Write the answer to this file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a question is given up.")] = 60.0,
+) -> None:
+    """Ask the metric tables in SQL. Whatever the SQL says, it can read these tables and nothing else, and writes nothing."""
+    from scenemill.pipelines.query import query as ask
+    from scenemill.pipelines.results import print_table, to_bytes
+
+    answer = ask(tables, sql, limit, timeout)
+    if form == "table" and out is None:
+        print_table(_console(), answer)
+        return
+    data = to_bytes(answer, form)
+    if out is not None:
+        out.write_bytes(data)
+    else:
+        sys.stdout.buffer.write(data)
+
+
+@app.command()
+def report(
+    tables: Annotated[Path, typer.Argument(help="Folder of the metric tables.")],
+    html: Annotated[Path | None, typer.Option(help="Also write a page with plots, one file that loads nothing.")] = None,
+) -> None:
+    """The leaderboard beside the published results, classes, worst samples and distributions."""
+    from scenemill.pipelines.report import print_report
+    from scenemill.pipelines.report import report as tell
+    from scenemill.pipelines.report_page import write_html
+
+    console = _console()
+    print_report(console, write_html(tables, html) if html is not None else tell(tables))
+    if html is not None:
+        console.print(f"page: {html}", soft_wrap=True)
+
+
+@app.command()
 def versions(store: StoreArgument, as_json: AsJson = False) -> None:
     """List the published versions of a store, newest first."""
     from scenemill.pipelines.human import print_versions, versions_json

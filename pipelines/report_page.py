@@ -30,8 +30,9 @@ p {{ margin: .3rem 0 .8rem }}
 .faint, small {{ color: #5a6572 }}
 small {{ font-size: .84rem; font-weight: 400; display: block; overflow-wrap: anywhere }}
 a {{ color: #0b5cad }}
-nav a {{ margin-right: 1rem; white-space: nowrap }}
-nav b {{ display: inline-block; min-width: 7.5rem; font-weight: 600 }}
+nav p {{ display: flex; flex-wrap: wrap; gap: 0 1rem; margin: .1rem 0 }}
+nav b {{ flex: 0 0 7rem }}
+.card > :first-child {{ margin-top: 0 }}
 .card {{ background: #fff; border: 1px solid #dfe4ea; border-radius: 8px; padding: 1rem 1.2rem; margin: .8rem 0; overflow-x: auto }}
 .pair {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 1.5rem }}
 figure {{ margin: .4rem 0 }}
@@ -41,8 +42,8 @@ table {{ border-collapse: collapse; width: 100% }}
 th, td {{ padding: .38rem .55rem; text-align: left; vertical-align: top; border-top: 1px solid #e9edf1 }}
 thead th {{ border-top: 0; color: #5a6572; font-weight: 600 }}
 tbody th {{ font-weight: 600 }}
-td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
-thead tr:first-child th.n {{ text-align: center }}
+td.n, th.n:not([colspan]) {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
+th[colspan] {{ text-align: center }}
 .first {{ border-left: 1px solid #dfe4ea; padding-left: .9rem }}
 tr.ours {{ background: #eef5fc }}
 tr.mark > * {{ border-top: 2px solid #b9cfe6 }}
@@ -98,11 +99,11 @@ def _contents(told: Report) -> str:
     studies = [(f"study-{number}", _study_title(study)) for number, study in enumerate(told.studies)]
     depths = [("depth", "Errors")] if told.depths else []
     lines = (_links(*line) for line in (("Leaderboards", boards), ("Closely", studies), ("Depth", depths)) if line[1])
-    return f'<nav aria-label="Contents">{"<br>".join(lines)}</nav>'
+    return f'<nav aria-label="Contents">{"".join(lines)}</nav>'
 
 
 def _links(name: str, links: Iterable[tuple[str, str]]) -> str:
-    return f"<b>{name}</b> " + " ".join(f'<a href="#{anchor}">{escape(text)}</a>' for anchor, text in links)
+    return f"<p><b>{name}</b>" + "".join(f'<a href="#{anchor}">{escape(text)}</a>' for anchor, text in links) + "</p>"
 
 
 def _board(number: int, board: Board) -> str:
