@@ -1,6 +1,7 @@
 """The command line: parse, build a config, call one function, print. Nothing heavy is imported before a verb needs it."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ Version = Annotated[str | None, typer.Option(help="Id of an older version, or it
 
 def main() -> None:
     """Run the command line; exit 0 done, 1 unexpected, 2 your input, 3 your data."""
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what it logs of a failure is told once, by us
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except (TooManyRejected, Corrupt, SourceError) as error:

@@ -21,6 +21,9 @@ import pyarrow as pa
 from scenemill.pipelines.tables import TABLES, datasets
 from scenemill.schemas.errors import ConfigError, NotPublished, SceneMillError
 
+GROUP: Final = '"group"'
+"""How SQL wants that column: the bare word is one of its own."""
+
 TIMEOUT_S: Final = 60.0
 RESULT_LIMIT_BYTE: Final = 1 << 30
 
@@ -114,9 +117,9 @@ def _connect(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def _ask(connection: duckdb.DuckDBPyConnection, sql: str, limit: int | None) -> pa.Table:
     try:
         return _read(connection.sql(_statement(connection, sql)), limit)
-    except (duckdb.CatalogException, duckdb.BinderException) as error:
+    except (duckdb.ParserException, duckdb.CatalogException, duckdb.BinderException) as error:
         tables = "\n".join(f"{name}: {', '.join(schema.names)}" for name, schema in TABLES.items())
-        raise ConfigError(f"query: {error}\n{tables}") from error
+        raise ConfigError(f"query: {error}\n\n{tables.replace(' group,', f' {GROUP},')}") from error
     except (duckdb.Error, RuntimeError, MemoryError, pa.ArrowException) as error:
         raise ConfigError(f"query: {error}") from error
 

@@ -105,9 +105,10 @@ def score(config: ScoreConfig, on_progress: OnProgress = no_progress) -> Scored:
             f"{missing} of {len(keys)} samples have no prediction under {config.predictions}; expected SCENE_IMAGE/segments.json each"
             + (": --allow-missing scores the others" if there else "")
         )
-    run = config.run or _run_name(config, store, there)
+    decided = _run_name(config, store, there)
+    run = config.run or decided
     groups = [there[start : start + _GROUP] for start in range(0, len(there), _GROUP)]
-    work = config.tables / ".work" / hashlib.sha256(run.encode()).hexdigest()[:16]
+    work = config.tables / ".work" / hashlib.sha256(f"{run} {decided}".encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
     function = partial(score_group, replace(config, run=run, version=store.version))
     results = list(

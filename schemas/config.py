@@ -53,7 +53,9 @@ class IngestConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} is {value}; it must be at least {least}")
-        if self.max_rejected is not None and not 0 <= self.max_rejected <= (1 if isinstance(self.max_rejected, float) else math.inf):
+        if self.max_rejected is not None and not 0 <= self.max_rejected <= (
+            1 if isinstance(self.max_rejected, float) else math.inf
+        ):
             raise ConfigError(f"max_rejected is {self.max_rejected}; give a share from 0.0 to 1.0, or a count")
         if self.samples_per_part is not None and self.samples_per_part > 4096:
             raise ConfigError(f"samples_per_part is {self.samples_per_part}; it must be at most 4096")

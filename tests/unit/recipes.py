@@ -41,8 +41,8 @@ def _cook_volume(step: Mapping[str, Any], panoptic: Volume, distance: Volume, cl
     elif kind == "crop":
         outside = np.ones(size, bool)
         outside[step["lo"] : step["hi"]] = False
-        place = tuple(outside if axis == step["axis"] else slice(None) for axis in range(3))
-        panoptic[place], distance[place] = 0, 12
+        beyond = tuple(outside if axis == step["axis"] else slice(None) for axis in range(3))
+        panoptic[beyond], distance[beyond] = 0, 12
     elif kind == "hash_drop":
         x, y, z = np.meshgrid(*[np.arange(size, dtype=np.uint64)] * 3, indexing="ij", sparse=True)
         hashed = ((x * np.uint64(73856093)) ^ (y * np.uint64(19349663)) ^ (z * np.uint64(83492791))) % np.uint64(1 << 32)
@@ -58,8 +58,8 @@ def _cook_volume(step: Mapping[str, Any], panoptic: Volume, distance: Volume, cl
         panoptic = renumbered
     elif kind == "add_box":
         new = max(classes, default=0) + 1
-        place = tuple(slice(low, high) for low, high in zip(step["lo"], step["hi"], strict=True))
-        panoptic[place], distance[place], classes[new] = new, 0, step["class"]
+        box = tuple(slice(low, high) for low, high in zip(step["lo"], step["hi"], strict=True))
+        panoptic[box], distance[box], classes[new] = new, 0, step["class"]
     else:
         _cook_segments(step, panoptic, classes, {name: name for name in classes}, "id")
     return panoptic, distance

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.trainers.metrics import STUFF, Tally, merge, panoptic_reconstruction_quality, scaled_iou, tally_matches
+from scenemill.trainers.metrics import STUFF, Rule, Tally, merge, panoptic_reconstruction_quality, scaled_iou, tally_matches
 from scenemill.trainers.overlap import surface_overlaps
 from scenemill.trainers.panoptic import depth_errors, panoptic_quality, pq_averages, relative_depth_error
 from scenemill.trainers.segments import Segments, segments_from_labels, segments_from_panoptic
@@ -59,7 +59,8 @@ def slow_mask(segment: NDArray[Any], distance: NDArray[Any], frustum: NDArray[An
     thick = np.zeros_like(surface)
     for x, y, z in np.argwhere(surface):
         thick[x : x + 3, y : y + 3, z : z + 3] = True
-    return thick & frustum
+    kept: NDArray[Any] = thick & frustum
+    return kept
 
 
 def slow_counts(scene: Scene, source: str) -> dict[int, list[float]]:
@@ -95,10 +96,10 @@ def slow_counts(scene: Scene, source: str) -> dict[int, list[float]]:
     return counts
 
 
-def score(scene: Scene, source: str) -> dict[Any, Tally]:
+def score(scene: Scene, source: str) -> dict[Rule, Tally]:
     semantic, instance, distance, panoptic, classes, told, frustum = scene
     true = segments_from_labels(semantic, instance, STUFF[source])
-    return panoptic_reconstruction_quality(true, distance, segments_from_panoptic(panoptic, classes), told, frustum, source)  # type: ignore[return-value]
+    return panoptic_reconstruction_quality(true, distance, segments_from_panoptic(panoptic, classes), told, frustum, source)
 
 
 @settings(max_examples=40, deadline=None)
@@ -218,7 +219,7 @@ def test_void_pixels_cost_nothing() -> None:
     instance = np.where(semantic > 0, 5, 0)
     told = np.ones((6, 8), np.int32)
     for rule in ("reference", "coco"):
-        assert panoptic_quality(semantic, instance, told, {1: 3}, "front3d", rule)[3].quality == 1.0  # type: ignore[arg-type]
+        assert panoptic_quality(semantic, instance, told, {1: 3}, "front3d", rule)[3].quality == 1.0
     on_void = np.where(semantic == 0, 2, 1)
     assert panoptic_quality(semantic, instance, on_void, {1: 3, 2: 4}, "front3d", "reference")[4].fp == 0
 
