@@ -59,7 +59,7 @@ def main() -> None:
     except typer.Abort:
         _fail(KeyboardInterrupt("stopped; run the same command again to go on"), 1)
     except ModuleNotFoundError as error:
-        _fail(ConfigError(f"{error.name} is not installed; this verb needs: pip install 'scenemill[ingest]'"), 2)
+        _fail(ConfigError(f"{error.name} is not installed; this verb needs: pip install 'scenemill[ingest,tables,train]'"), 2)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the command line library
             error.show()  # type: ignore[attr-defined]

@@ -21,9 +21,6 @@ import pyarrow as pa
 from scenemill.pipelines.tables import TABLES, datasets
 from scenemill.schemas.errors import ConfigError, NotPublished, SceneMillError
 
-GROUP: Final = '"group"'
-"""How SQL wants that column: the bare word is one of its own."""
-
 TIMEOUT_S: Final = 60.0
 RESULT_LIMIT_BYTE: Final = 1 << 30
 
@@ -118,10 +115,17 @@ def _ask(connection: duckdb.DuckDBPyConnection, sql: str, limit: int | None) -> 
     try:
         return _read(connection.sql(_statement(connection, sql)), limit)
     except (duckdb.ParserException, duckdb.CatalogException, duckdb.BinderException) as error:
-        tables = "\n".join(f"{name}: {', '.join(schema.names)}" for name, schema in TABLES.items())
-        raise ConfigError(f"query: {error}\n\n{tables.replace(' group,', f' {GROUP},')}") from error
+        raise ConfigError(f"query: {error}\n\n{_listed()}") from error
     except (duckdb.Error, RuntimeError, MemoryError, pa.ArrowException) as error:
         raise ConfigError(f"query: {error}") from error
+
+
+def _listed() -> str:
+    """The tables and their columns as SQL wants them written: ``group`` is a word of its own."""
+    return "\n".join(
+        f"{name}: " + ", ".join('"group"' if column == "group" else column for column in schema.names)
+        for name, schema in TABLES.items()
+    )
 
 
 def _statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
