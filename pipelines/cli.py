@@ -18,6 +18,8 @@ from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, Sourc
 if TYPE_CHECKING:
     from rich.console import Console
 
+_INTERRUPTED = 130  # of the shell, for a command that was stopped from the keyboard
+
 app = typer.Typer(
     help="The data mill for 3D indoor scenes: raw folders in, checked samples and a store one can trust out.",
     no_args_is_help=True,
@@ -49,15 +51,16 @@ def main() -> None:
     """Run the command line; exit 0 done, 1 unexpected, 2 your input, 3 your data."""
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what it logs of a failure is told once, by us
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == _INTERRUPTED:
+            _fail(KeyboardInterrupt("stopped; finished work is kept: run the same command again to go on"), code)
+        sys.exit(code)
     except (TooManyRejected, Corrupt, SourceError) as error:
         _fail(error, 3)
     except (ConfigError, StoreError) as error:
         _fail(error, 2)
     except SceneMillError as error:
         _fail(error, 1)
-    except typer.Abort:
-        _fail(KeyboardInterrupt("stopped; run the same command again to go on"), 1)
     except ModuleNotFoundError as error:
         _fail(ConfigError(f"{error.name} is not installed; this verb needs: pip install 'scenemill[ingest,tables,train]'"), 2)
     except Exception as error:

@@ -24,7 +24,8 @@ from scenemill.schemas.errors import ConfigError, NotPublished, SceneMillError
 TIMEOUT_S: Final = 60.0
 RESULT_LIMIT_BYTE: Final = 1 << 30
 
-_ADDRESS_SPACE_BYTE: Final = 4 << 30
+_MEMORY_BYTE: Final = 4 << 30
+_THREADS: Final = 2
 _BATCH: Final = 1 << 14
 _ALLOWED: Final = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
 _SETTINGS: Final[dict[str, str | bool | int | float | list[str]]] = {
@@ -35,7 +36,7 @@ _SETTINGS: Final[dict[str, str | bool | int | float | list[str]]] = {
     "python_enable_replacements": False,  # variables of this program are not tables
     "temp_directory": "",  # nothing spills into the folder one happens to be in
     "memory_limit": "1GB",
-    "threads": 2,
+    "threads": _THREADS,
 }
 
 
@@ -63,10 +64,10 @@ def query_all(folder: Path, questions: Sequence[str], limit: int | None = None, 
     if (limit is not None and limit < 0) or timeout_s <= 0:
         raise ConfigError(f"limit {limit}, timeout {timeout_s:g} s: the limit is not negative, the timeout above zero")
     asked = json.dumps({"folder": str(folder.absolute()), "questions": list(questions), "limit": limit})
+    few = {**os.environ, "OMP_NUM_THREADS": str(_THREADS)}  # on many cores the libraries' threads alone would use up the memory
+    command = [sys.executable, "-P", "-m", __name__]
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", __name__], input=asked.encode(), capture_output=True, timeout=timeout_s, check=False
-        )
+        done = subprocess.run(command, input=asked.encode(), env=few, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"query: stopped after {timeout_s:g} s. Ask for less, or give it more time") from error
     if done.returncode != 0:
@@ -87,7 +88,7 @@ def _problem(done: "subprocess.CompletedProcess[bytes]") -> SceneMillError:
 def _child() -> int:
     """Answer what is asked on standard input with Arrow streams on standard output, or with a JSON object on what is wrong."""
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE_BYTE, _ADDRESS_SPACE_BYTE))
+        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTE, _MEMORY_BYTE))
     asked = json.load(sys.stdin)
     try:
         with _connect(Path(asked["folder"])) as connection:

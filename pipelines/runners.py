@@ -1,8 +1,8 @@
 """Running a function over groups of work with Beam on this machine. Keys, facts and receipts move; arrays never do."""
 
 import json
-import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class _Work(Generic[Group]):
         number, group = numbered
         try:
             tables = self.function(group)
-        except (SceneMillError, OSError) as error:
+        except (SceneMillError, OSError, KeyboardInterrupt) as error:
             note = {
                 "kind": type(error).__name__,
                 "message": getattr(error, "strerror", None) or str(error),
@@ -122,11 +122,13 @@ def run_groups(
     return _results(folder, len(groups), keep=resume)
 
 
-def _worker_error(folder: Path) -> Exception | None:
+def _worker_error(folder: Path) -> BaseException | None:
     """What a worker raised, as itself; Beam hands on another class."""
     for path in sorted(folder.glob(f"*{_ERROR}")):
         note = json.loads(path.read_text())
         kind = getattr(errors, note["kind"], None)
+        if note["kind"] == "KeyboardInterrupt":
+            return KeyboardInterrupt()
         if kind is errors.SourceError:
             return errors.SourceError(*note["parts"])
         if isinstance(kind, type) and issubclass(kind, SceneMillError):
@@ -186,5 +188,6 @@ class _fail_fast:
 
 
 def _end_process(args: threading.ExceptHookArgs) -> None:
-    logging.critical("a worker process is gone; run the same command again: finished parts are kept", exc_info=args.exc_value)
-    os._exit(70)
+    cause = f"{type(args.exc_value).__name__}: {args.exc_value}".splitlines()[0][:200]
+    print(f"\na worker process is gone ({cause}); run the same command again: finished parts are kept", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -28,14 +28,14 @@ def counts(run: str, **changes: Any) -> dict[str, Any]:
 
 
 def score(run: str, **changes: Any) -> dict[str, Any]:
-    row = {"run": run, "model": "m", "source": "front3d", "split": "test", "store_version": "v", "metric": "prq"}
+    row: dict[str, Any] = {"run": run, "model": "m", "source": "front3d", "split": "test", "store_version": "v", "metric": "prq"}
     row |= {"rule": "reference", "group": "all", "quality": 0.4, "segmentation": 0.5, "recognition": 0.8, "samples": 1}
     return {**row, "published": False, "origin": "test", "created": datetime(2026, 1, 1, tzinfo=UTC), **changes}
 
 
 def depth(run: str) -> dict[str, Any]:
-    row = {"run": run, "store_version": "v", "key": "s/1", "split": "test", "pixels": 9}
-    return {**row, "abs_rel": 0.1, "rmse_m": 0.2, "delta_1": 0.9}
+    row = {"run": run, "store_version": "v", "key": "s/1", "split": "test"}
+    return {**row, "pixels": 9, "abs_rel": 0.1, "rmse_m": 0.2, "delta_1": 0.9}
 
 
 def rows_of(run: str, samples: int = 2) -> Mapping[str, pa.Table]:
@@ -121,8 +121,9 @@ def die_before(folder: Path, run: str, name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return commit(where, table, of, rows)
 
-    tables._commit = killed
-    append_run(folder, run, rows_of(run))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "_commit", killed)
+        append_run(folder, run, rows_of(run))
 
 
 @pytest.mark.parametrize("name", ["counts", "depths", "scores"])
