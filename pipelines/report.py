@@ -26,8 +26,14 @@ WORST: Final = 10
 BINS: Final = 20
 """Of the histograms, over 0 to 1."""
 
-MEASURES: Final[Mapping[str, tuple[str, str, str]]] = {"prq": ("PRQ", "RSQ", "RRQ"), "pq": ("PQ", "SQ", "RQ")}
-"""Metric -> what its quality, segmentation and recognition are called."""
+MEASURES: Final[Mapping[str, tuple[str, str, str]]] = {
+    "prq": ("PRQ", "RSQ", "RRQ"),
+    "pq": ("PQ", "SQ", "RQ"),
+    "dpq_0.5": ("DPQ 0.5", "SQ", "RQ"),
+    "dpq_0.25": ("DPQ 0.25", "SQ", "RQ"),
+    "dpq_0.1": ("DPQ 0.1", "SQ", "RQ"),
+}
+"""Metric -> what its quality, segmentation and recognition are called, in the order of a report."""
 
 NAMES: Final[Mapping[str, str]] = {"front3d": "3D-Front", "matterport": "Matterport3D"}
 
@@ -212,7 +218,7 @@ def _boards(series: list[Series]) -> Iterable[Board]:
     for one in series:
         kinds[one.source, one.metric].append(one)
     order = {result.run: place for place, result in enumerate(PUBLISHED)}
-    for (source, metric), found in sorted(kinds.items(), key=lambda item: (item[0][0], -len(item[0][1]))):
+    for (source, metric), found in sorted(kinds.items(), key=lambda item: (item[0][0], _place(item[0][1]))):
         yield Board(source, metric, tuple(sorted(found, key=lambda one: order.get(one.run, len(order)))))
 
 
@@ -222,7 +228,12 @@ def _kinds(series: list[Series]) -> dict[tuple[str, str, str], list[Series]]:
     for one in reversed(series):
         if not one.published:
             kinds[one.source, one.metric, one.rule].append(one)
-    return dict(sorted(kinds.items(), key=lambda item: (item[0][0], item[0][1] != "prq", item[0][2] != "reference", item[0])))
+    return dict(sorted(kinds.items(), key=lambda item: (item[0][0], _place(item[0][1]), item[0][2] != "reference", item[0])))
+
+
+def _place(metric: str) -> tuple[int, str]:
+    """Where a metric stands in a report."""
+    return (list(MEASURES).index(metric) if metric in MEASURES else len(MEASURES), metric)
 
 
 def _study(kind: tuple[str, str, str], found: list[Series], worst: _Rows, qualities: _Rows, matches: _Rows) -> Study:

@@ -31,7 +31,7 @@ p {{ margin: .3rem 0 .8rem }}
 small {{ font-size: .84rem; font-weight: 400; display: block; overflow-wrap: anywhere }}
 a {{ color: #0b5cad }}
 nav p {{ display: flex; flex-wrap: wrap; gap: 0 1rem; margin: .1rem 0 }}
-nav b {{ flex: 0 0 7rem }}
+nav b {{ flex: 0 0 8rem }}
 .card > :first-child {{ margin-top: 0 }}
 .card {{ background: #fff; border: 1px solid #dfe4ea; border-radius: 8px; padding: 1rem 1.2rem; margin: .8rem 0; overflow-x: auto }}
 .pair {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 1.5rem }}
@@ -145,7 +145,7 @@ def _study_title(study: Study) -> str:
 
 
 def _study(number: int, study: Study) -> str:
-    older = f" {study.older} older ones are left out." if study.older else ""
+    older = f" Older runs left out: {study.older}." if study.older else ""
     quality = escape(measures(study.metric)[0])
     return (
         f'<h2 id="study-{number}">{escape(_study_title(study))}: our newest runs closely</h2>\n'

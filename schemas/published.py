@@ -80,7 +80,7 @@ PUBLISHED: Final = (
     Published("Uni3D", "front3d", "multi-scale", "", f"{_UNI3D}, multi-scale", *_all(53.53, 61.69, 84.69)),
     Published("Uni3D", "matterport", "authors", "", "published by the authors of Uni-3D", *_all(16.58, 44.26, 36.68)),
     Published("Dahnert et al.", "front3d", "paper", "", "paper of Dahnert et al. 2021", *_all(46.77)),
-    Published("Dahnert et al.", "front3d", "checkpoint", "", "released checkpoint of Dahnert et al., about", *_all(43.0)),
+    Published("Dahnert et al.", "front3d", "checkpoint", "", "released checkpoint of Dahnert et al. (about)", *_all(43.0)),
 )
 """In the order of the published tables: the product documentation first, then what the authors themselves give."""
 

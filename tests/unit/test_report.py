@@ -146,7 +146,7 @@ def test_only_the_newest_runs_are_looked_at_closely(tmp_path: Path) -> None:
     study = report(tmp_path).studies[0]
     assert [one.run for one in study.series] == [f"run-{number}" for number in range(RUNS + 1, 1, -1)]
     assert study.older == 2
-    assert "2 older ones are left out" in page(report(tmp_path))
+    assert "Older runs left out: 2" in page(report(tmp_path))
 
 
 def test_metrics_and_rules_have_boards_and_studies_of_their_own(tmp_path: Path) -> None:
