@@ -377,12 +377,15 @@ def report(
     """The leaderboard beside the published results, classes, worst samples and distributions."""
     from scenemill.pipelines.report import print_report
     from scenemill.pipelines.report import report as tell
-    from scenemill.pipelines.report_page import write_html
 
     console = _console()
-    print_report(console, write_html(tables, html) if html is not None else tell(tables))
-    if html is not None:
-        console.print(f"page: {html}", soft_wrap=True)
+    if html is None:
+        print_report(console, tell(tables))
+        return
+    from scenemill.pipelines.report_page import write_html  # plots: more than text needs
+
+    print_report(console, write_html(tables, html))
+    console.print(f"page: {html}", soft_wrap=True)
 
 
 @app.command()
