@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import copy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,9 +126,7 @@ def test_errors_are_also_the_builtin_a_reader_expects() -> None:
 
 
 def test_source_error_survives_the_way_between_processes() -> None:
-    import pickle
-
     from scenemill.schemas.errors import SourceError
 
-    error = pickle.loads(pickle.dumps(SourceError("shape", "3", "4")))  # our own error, not data
+    error = copy.copy(SourceError("shape", "3", "4"))  # by the same way as between processes: __reduce__
     assert (error.check, error.observed, error.expected) == ("shape", "3", "4")
