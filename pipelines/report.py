@@ -29,6 +29,7 @@ BINS: Final = 20
 MEASURES: Final[Mapping[str, tuple[str, str, str]]] = {
     "prq": ("PRQ", "RSQ", "RRQ"),
     "pq": ("PQ", "SQ", "RQ"),
+    "dpq_mean": ("DPQ", "SQ", "RQ"),
     "dpq_0.5": ("DPQ 0.5", "SQ", "RQ"),
     "dpq_0.25": ("DPQ 0.25", "SQ", "RQ"),
     "dpq_0.1": ("DPQ 0.1", "SQ", "RQ"),

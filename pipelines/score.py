@@ -98,6 +98,8 @@ def score(config: ScoreConfig, on_progress: OnProgress = no_progress) -> Scored:
     check_metrics()
     store = open_store(config.store, config.version or None)
     keys = store.keys_of(config.split) if config.split else store.keys
+    if len({folder_of(key) for key in keys}) < len(keys):
+        raise ConfigError(f"store {store.root}: two keys of one prediction folder (SCENE_IMAGE); score them split by split")
     there = [key for key in keys if (config.predictions / folder_of(key) / "segments.json").is_file()]
     missing = len(keys) - len(there)
     if not there or (missing and not config.allow_missing):
@@ -270,7 +272,20 @@ def summarize(counts: pa.Table, config: ScoreConfig, store: Store, run: str, sam
             values = {"quality": held.quality, "segmentation": held.segmentation, "recognition": held.recognition}
             sums = {"tp": held.tp, "fp": held.fp, "fn": held.fn, "iou_sum": held.iou_sum, "classes": 1}
             rows.append({**common, "metric": metric, "rule": rule, "group": _NAMES.get(label, str(label)), **values, **sums})
+    rows.extend({**common, **row} for row in _mean_over_limits(rows))
     return table_of(SCORES, rows)
+
+
+def _mean_over_limits(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Depth-aware PQ as the references sum it up: the mean over the three depth limits, for every average."""
+    held: dict[str, list[float]] = {}
+    for row in rows:
+        if row["metric"].startswith("dpq_") and row["group"] in ("all", "things", "stuff") and row["quality"] is not None:
+            held.setdefault(row["group"], []).append(row["quality"])
+    return [
+        {"metric": "dpq_mean", "rule": "reference", "group": group, "quality": float(np.mean(values))}
+        for group, values in held.items()
+    ]
 
 
 def averages(metric: str, rule: str, tally: Tally, source: str) -> dict[str, Average]:

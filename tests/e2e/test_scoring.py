@@ -142,7 +142,9 @@ def test_smaller_maps_are_resized_and_a_2d_model_needs_no_volumes(told: tuple[St
         half = Prediction(full.panoptic_2d[::2, ::2], full.classes_2d, full.depth[::2, ::2])
         write_prediction(tmp_path / "half", key, half)
     scored = score(ScoreConfig(tmp_path / "half", store.root, tmp_path / "tables"))
-    assert {row["metric"] for row in scored.scores.to_pylist()} == {"pq", "dpq_0.5", "dpq_0.25", "dpq_0.1"}
+    assert {row["metric"] for row in scored.scores.to_pylist()} == {"pq", "dpq_0.5", "dpq_0.25", "dpq_0.1", "dpq_mean"}
+    limits = [quality(scored.scores, f"dpq_{limit}", "reference", "things") or 0 for limit in ("0.5", "0.25", "0.1")]
+    assert quality(scored.scores, "dpq_mean", "reference", "things") == pytest.approx(sum(limits) / 3)
     assert 0.8 < (quality(scored.scores, "pq", "coco", "all") or 0) < 1.0
 
 
