@@ -81,6 +81,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_trainers_import_with_numpy_and_torch_alone() -> None:
+    modules = [f"scenemill.trainers.{path.stem}" for path in sorted((ROOT / "trainers").glob("*.py")) if path.stem != "__init__"]
+    script = (
+        f"import sys, importlib\nfor name in {modules}: importlib.import_module(name)\n"
+        f"print(sorted({{name.split('.')[0] for name in sys.modules}} & {set(HOMES) - {'torch'} | {'pyarrow', 'zlib_ng', 'PIL', 'scipy'}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert len(modules) >= 5
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_bare_names_are_never_imported(folder: str) -> None:
     assert folder not in sys.modules
