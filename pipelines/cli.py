@@ -305,6 +305,34 @@ def show(
 
 
 @app.command()
+def versions(store: StoreArgument, as_json: AsJson = False) -> None:
+    """List the published versions of a store, newest first."""
+    from scenemill.pipelines.human import print_versions, versions_json
+
+    listed = versions_json(store)
+    _say(listed, as_json, lambda console: print_versions(console, listed))
+
+
+@app.command()
+def clean(
+    store: StoreArgument,
+    keep_versions: Annotated[int | None, typer.Option(min=1, help="Also forget versions older than the newest N.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what no version names: leftovers of killed runs, and, if asked, old versions."""
+    from scenemill.pipelines.human import size
+    from scenemill.transforms.publish import locked
+    from scenemill.transforms.store import open_store
+    from scenemill.transforms.versions import clean as run
+
+    open_store(store)
+    with locked(store):
+        cleaned = run(store, keep_versions)
+    line = f"{store}: {len(cleaned.paths)} files removed, {size(cleaned.freed_byte)} freed, {cleaned.versions} versions forgotten"
+    _say(cleaned, as_json, lambda console: console.print(line))
+
+
+@app.command()
 def selfcheck(as_json: AsJson = False) -> None:
     """Try the metrics of this installation on cases whose answer is arithmetic; scoring does so first as well."""
     from scenemill.trainers.selfcheck import run_selfcheck
@@ -386,34 +414,6 @@ def report(
 
     print_report(console, write_html(tables, html))
     console.print(f"page: {html}", soft_wrap=True)
-
-
-@app.command()
-def versions(store: StoreArgument, as_json: AsJson = False) -> None:
-    """List the published versions of a store, newest first."""
-    from scenemill.pipelines.human import print_versions, versions_json
-
-    listed = versions_json(store)
-    _say(listed, as_json, lambda console: print_versions(console, listed))
-
-
-@app.command()
-def clean(
-    store: StoreArgument,
-    keep_versions: Annotated[int | None, typer.Option(min=1, help="Also forget versions older than the newest N.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Remove what no version names: leftovers of killed runs, and, if asked, old versions."""
-    from scenemill.pipelines.human import size
-    from scenemill.transforms.publish import locked
-    from scenemill.transforms.store import open_store
-    from scenemill.transforms.versions import clean as run
-
-    open_store(store)
-    with locked(store):
-        cleaned = run(store, keep_versions)
-    line = f"{store}: {len(cleaned.paths)} files removed, {size(cleaned.freed_byte)} freed, {cleaned.versions} versions forgotten"
-    _say(cleaned, as_json, lambda console: console.print(line))
 
 
 if __name__ == "__main__":
