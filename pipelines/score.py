@@ -31,6 +31,7 @@ from scenemill.trainers.panoptic import (
 )
 from scenemill.trainers.segments import segments_from_labels, segments_from_panoptic
 from scenemill.trainers.selfcheck import run_selfcheck
+from scenemill.transforms.publish import remove
 from scenemill.transforms.store import Store, open_store
 
 SCORING: Final = "1"
@@ -122,6 +123,7 @@ def score(config: ScoreConfig, on_progress: OnProgress = no_progress) -> Scored:
     depths = pa.concat_tables([DEPTHS.empty_table(), *(tables[1].cast(DEPTHS) for tables in results)]).sort_by("key")
     scores = summarize(counts, config, store, run, len(there))
     append_run(config.tables, run, {"counts": counts, "depths": depths, "scores": scores})
+    remove(work)
     return Scored(run, len(there), missing, scores)
 
 

@@ -6,7 +6,6 @@ Source of the twelve categories and their colours: the label lists of Uni-3D and
 from dataclasses import dataclass
 
 VOID = 0
-IGNORE_2D = 255
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from scenemill.schemas.sample import SampleKey
 from scenemill.transforms import geometry, images, npz
 from scenemill.transforms.sources import Arrays, RawFile
 
-_LABEL_DTYPES: Final = ("uint32", "int32", "uint16", "int16", "uint8", "int64", "uint64")
+LABEL_DTYPES: Final = ("uint32", "int32", "uint16", "int16", "uint8", "int64", "uint64")
 _CAMPOSE: Final = {
     "camera2world": ((4, 4), "float64"),
     "blender_matrix": ((4, 4), "float64"),
@@ -86,7 +86,7 @@ def read_segmap(data: bytes, targets: tuple[NDArray[Any], ...]) -> None:
     Raises:
         SourceError: damaged, of another form, or a label that its target cannot hold.
     """
-    labels = npz.read_array(data, "data", (*targets[0].shape, len(targets)), _LABEL_DTYPES)
+    labels = npz.read_array(data, "data", (*targets[0].shape, len(targets)), LABEL_DTYPES)
     for channel, target in enumerate(targets):
         values = labels[..., channel]
         if values.min() < 0 or values.max() > np.iinfo(target.dtype).max:
@@ -101,11 +101,11 @@ def _geometry(data: bytes, arrays: Arrays, facts: dict[str, Any]) -> None:
 
 
 def _segmentation(data: bytes, arrays: Arrays, facts: dict[str, Any]) -> None:
-    npz.read_volumes(data, "data", [arrays["semantic_3d"], arrays["instance_3d"]], _LABEL_DTYPES, rotated=True)
+    npz.read_volumes(data, "data", [arrays["semantic_3d"], arrays["instance_3d"]], LABEL_DTYPES, rotated=True)
 
 
 def _weighting(data: bytes, arrays: Arrays, facts: dict[str, Any]) -> None:
-    npz.read_volumes(data, "data", [arrays["weighting"]], _LABEL_DTYPES, rotated=True)
+    npz.read_volumes(data, "data", [arrays["weighting"]], LABEL_DTYPES, rotated=True)
 
 
 def _campose(data: bytes, arrays: Arrays, facts: dict[str, Any]) -> None:

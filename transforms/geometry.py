@@ -66,21 +66,8 @@ def adjust_intrinsics(intrinsics: NDArray[np.float64], old_size: tuple[int, int]
     return adjusted
 
 
-def frustum_corner(intrinsics: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Smallest (x, y, z) of the eight frustum corners, in voxels of 0.03 m, camera frame.
-
-    Args:
-        intrinsics: (4, 4) or (3, 3) float64, pixels of the image.
-        size: (width, height) of the image in pixels.
-
-    >>> frustum_corner(np.array(FRONT3D_INTRINSICS), (320, 240)).round(4)
-    array([-115.1092,  -86.2417,   13.3333])
-    """
-    corner: NDArray[np.float64] = _frustum_corners(intrinsics, size).min(axis=0)
-    return corner
-
-
 def _frustum_corners(intrinsics: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
+    """(8, 3) float64: the frustum's corners in voxels of 0.03 m, camera frame; ``size`` is (width, height) in pixels."""
     pixels = np.array([(u, v, 1.0) for u in (0, size[0]) for v in (0, size[1])])
     rays = pixels @ np.linalg.inv(np.asarray(intrinsics, np.float64)[:3, :3]).T
     return np.concatenate([rays * NEAR_M, rays * FAR_M]) / FULL_VOXEL_M

@@ -14,11 +14,10 @@ import numpy as np
 from scenemill.schemas.errors import SourceError
 from scenemill.schemas.sample import SampleKey
 from scenemill.transforms import images, npz
-from scenemill.transforms.front3d import read_segmap
+from scenemill.transforms.front3d import LABEL_DTYPES, read_segmap
 from scenemill.transforms.sources import Arrays, RawFile
 
 DEPTH_UNITS_PER_M: Final = 4000.0
-_LABEL_DTYPES: Final = ("int32", "uint32", "uint16", "int16", "uint8", "int64", "uint64")
 _IMAGE_ID: Final = re.compile(r"([A-Za-z0-9]+)_(\d)_(\d)\Z", re.ASCII)
 _RGB_NAME: Final = re.compile(r"([A-Za-z0-9]+)_i(\d)_(\d)\.jpg\Z", re.ASCII)
 
@@ -86,11 +85,11 @@ def _geometry(data: bytes, arrays: Arrays, facts: dict[str, Any]) -> None:
 
 
 def _segmentation(data: bytes, arrays: Arrays, facts: dict[str, Any]) -> None:
-    npz.read_volumes(data, "data", [arrays["semantic_3d"], arrays["instance_3d"]], _LABEL_DTYPES, rotated=False)
+    npz.read_volumes(data, "data", [arrays["semantic_3d"], arrays["instance_3d"]], LABEL_DTYPES, rotated=False)
 
 
 def _weighting(data: bytes, arrays: Arrays, facts: dict[str, Any]) -> None:
-    npz.read_volumes(data, "data", [arrays["weighting"]], _LABEL_DTYPES, rotated=False)
+    npz.read_volumes(data, "data", [arrays["weighting"]], LABEL_DTYPES, rotated=False)
 
 
 FILES: Final = (

@@ -70,6 +70,7 @@ def test_the_truth_scores_one(told: tuple[Store, Path], tmp_path: Path) -> None:
 def test_a_retried_run_adds_nothing_and_another_split_of_the_work_changes_nothing(told: tuple[Store, Path], tmp_path: Path) -> None:
     store, predictions = told
     first = score(ScoreConfig(predictions, store.root, tmp_path / "one"))
+    assert list((tmp_path / "one" / ".work").iterdir()) == []
     again = score(ScoreConfig(predictions, store.root, tmp_path / "one"))
     assert again.run == first.run
     asked = 'SELECT * EXCLUDE (run) FROM counts ORDER BY "key", metric, rule, class_id'

@@ -188,6 +188,18 @@ def test_more_than_sixty_three_segments_are_counted() -> None:
     assert tally_matches(overlaps, segments, segments, "best", 0.25).average().quality == 1.0
 
 
+def test_voxels_without_a_class_belong_to_their_instance_and_stuff_to_no_instance() -> None:
+    semantic, instance = np.zeros((2, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint16)
+    instance[0] = 3
+    semantic[0, 0] = 4
+    semantic[0, 1, 0] = 10
+    instance[1, 1, 1] = 9  # never labelled: no segment
+    for labels, ids in ((semantic, instance), (torch.from_numpy(semantic), torch.from_numpy(instance.astype(np.int32)))):
+        segments = segments_from_labels(labels, ids, (10, 11))
+        assert (segments.classes, segments.names) == ((4, 10), (3, -10))
+        assert np.asarray(segments.index).tolist() == [[[1, 1], [2, 1]], [[0, 0], [0, 0]]]
+
+
 def test_ids_and_shapes_that_make_no_sense_are_clear_errors() -> None:
     volume = np.zeros((4, 4, 4), np.int32)
     with pytest.raises(ConfigError, match="ids are above 0"):
