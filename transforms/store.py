@@ -1,11 +1,13 @@
 """A published store, as its readers see it: one version, whole, whatever is published meanwhile.
 
 The arrays are plain sharded Zarr v3: any reader opens them. ``Store`` adds what a plain reader does not know: which row is which
-sample, which fields a sample has, and that every file is as long as its receipt says.
+sample, which fields a sample has, and that every file is as long as its receipt says. It reads shards directly; plain Zarr gives
+the same values and is there to be asked.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
@@ -18,7 +20,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
-from scenemill.schemas.errors import ConfigError, Corrupt, NotPublished, WrongVersion
+from scenemill.schemas.errors import ConfigError, Corrupt, NotPublished, TransientError, WrongVersion
 from scenemill.schemas.fields import Field, raw_orientation
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import FINDINGS, RUNS, SAMPLES
@@ -35,6 +37,8 @@ from scenemill.transforms.layout import (
 )
 from scenemill.transforms.parts import Receipt, read_receipt
 from scenemill.transforms.publish import checksum_of
+from scenemill.transforms.ranges import LocalRanges
+from scenemill.transforms.reader import Box, ShardReader
 from scenemill.transforms.rows import read_rows
 
 _DOCUMENT_KEY: Final = "scenemill"
@@ -130,6 +134,9 @@ class Store:
         self._document = document
         self._receipts: dict[str, Receipt] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open_store, (self.root, self.version))
+
     @property
     def content(self) -> dict[str, Any]:
         """The manifest without the id that is made from it."""
@@ -221,40 +228,98 @@ class Store:
             raise ConfigError(f"sample {key!r}: not in version {self.version} of {self.root}; .keys and .findings say what is")
         return cast(dict[str, Any], self.samples.slice(self._places[key], 1).to_pylist()[0])
 
-    def read(self, key: str, fields: Sequence[str] | None = None, *, raw_volumes: bool = False) -> Sample:
+    def read(
+        self,
+        key: str,
+        fields: Sequence[str] | None = None,
+        *,
+        box: Box | None = None,
+        raw_volumes: bool = False,
+        by_zarr: bool = False,
+    ) -> Sample:
         """Read one sample.
 
         Args:
             key: ``scene/image``.
             fields: names of the fields to read; None for all it has.
+            box: ((first, behind the last) voxel along x, y, z) of volumes; only the chunks it touches are read. None for all.
             raw_volumes: True for volumes in the raw files' orientation instead of image-aligned.
+            by_zarr: True to read by plain Zarr instead of directly from the shards: slower, the same values.
 
         Returns:
             The sample, in the field table's dtypes, with its row of the samples table as facts.
 
         Raises:
-            ConfigError: no such sample or field.
+            ConfigError: no such sample or field; a box outside the volumes, or together with ``raw_volumes``.
             Corrupt: a file is missing, of another length, or fails a checksum.
         """
         facts = self.facts(key)
+        self._check_box(box, raw_volumes)
         if unknown := sorted(set(fields or ()) - set(facts["fields"])):
             raise ConfigError(f"sample {key!r} has no field {', '.join(unknown)}; it has {', '.join(facts['fields'])}")
         wanted = [field for field in self.layout.fields if field.name in (facts["fields"] if fields is None else fields)]
-        arrays = {field.name: self._read_field(field, facts) for field in wanted}
+        read = self._read_by_zarr if by_zarr else self._read_directly
+        arrays = {field.name: read(field, facts, box if field.is_volume else None) for field in wanted}
         if raw_volumes:
             axes = raw_orientation(self.layout.source)
             arrays.update({field.name: np.flip(arrays[field.name], axes) for field in wanted if field.is_volume})
         return Sample(key, arrays, facts)
 
-    def _read_field(self, field: Field, facts: Mapping[str, Any]) -> NDArray[Any]:
+    def _check_box(self, box: Box | None, raw_volumes: bool) -> None:
+        if box is None:
+            return
+        if raw_volumes:
+            raise ConfigError("a box is image-aligned: ask for it without raw_volumes")
+        ends = (
+            [tuple(ends) for ends in box] if isinstance(box, Sequence) and all(isinstance(ends, Sequence) for ends in box) else []
+        )
+        whole = all(isinstance(end, int) for pair in ends for end in pair) and {len(pair) for pair in ends} == {2}
+        if len(ends) != 3 or not whole or not all(0 <= low < high <= self.layout.grid for low, high in ends):
+            raise ConfigError(f"box {box!r}: give (first, behind the last) for x, y and z, within 0..{self.layout.grid}")
+
+    def _read_directly(self, field: Field, facts: Mapping[str, Any], box: Box | None) -> NDArray[Any]:
+        with self.guarded(facts["key"], facts["row"], [field]):
+            return self.reader.array(field, facts["row"], box)
+
+    def _read_by_zarr(self, field: Field, facts: Mapping[str, Any], box: Box | None) -> NDArray[Any]:
         path = shard_path(field, facts["row"] // self.layout.samples_per_part)
         self.check_file(facts["part"], path)
-        array = self.array(field.name)
+        place = (facts["row"], *(slice(low, high) for low, high in box or ()))
         try:
-            stored = np.asarray(array[facts["row"]])
+            stored = np.asarray(self.array(field.name)[place])
         except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
             raise self._corrupt(facts["part"], path, f"sample {facts['key']} cannot be decoded ({error})") from error
         return self.layout.storage(field).decode(stored, field.dtype)
+
+    @cached_property
+    def reader(self) -> ShardReader:
+        """Reads fields by row, straight from the shards; errors name no sample: see ``guarded``."""
+        return ShardReader(LocalRanges(self.root), self.layout, self._size_of)
+
+    @cached_property
+    def _part_of_slot(self) -> dict[int, str]:
+        return {part["slot"]: part["id"] for part in self.manifest["parts"]}
+
+    def _size_of(self, slot: int, path: str) -> int:
+        return int(self.receipt(self._part_of_slot[slot]).files[path]["size_byte"])
+
+    @contextmanager
+    def guarded(self, key: str, row: int, fields: Sequence[Field]) -> Iterator[None]:
+        """Turns what ``reader`` raises while reading a sample into an error that names part, files and sample.
+
+        Raises:
+            Corrupt: a file is missing, of another length, or fails a checksum.
+        """
+        try:
+            yield
+        except (Corrupt, TransientError):
+            raise
+        except (OSError, ValueError) as error:
+            self.__dict__.pop("reader", None)  # a repaired file is opened anew
+            slot = row // self.layout.samples_per_part
+            paths = ", ".join(shard_path(field, slot) for field in fields)
+            what = "is missing" if isinstance(error, FileNotFoundError) else str(error)
+            raise self._corrupt(self._part_of_slot[slot], paths, f"{what}; sample {key} cannot be read") from error
 
     def check_file(self, part: str, path: str) -> None:
         """Refuse a file that is missing or of another length than its part's receipt says: Zarr would read it as fill values.
