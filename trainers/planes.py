@@ -1,0 +1,160 @@
+"""Which cells of space, seen through the image, hold something: the multi-plane occupancy target, on any device.
+
+A cell is a pixel of a small image and one of the planes that cut the space in front of the camera into slabs of equal depth. The
+camera looks along an axis of the grid. So a voxel's column depends on (i, k) alone, its row on (j, k) and its plane on k: three small
+tables hold the whole projection, and no voxel is ever multiplied by a matrix.
+
+Source: the voxel-to-pixel mapping of NvPanoptix3D, as described with the golden numbers of the loader. Its camera is not where
+``camera_index`` of geometry.py puts it, which is where walls show it to be, but (1.1, 0.1, 0.5) voxels of 0.03 m further: what
+released weights have learned is kept.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scenemill.schemas.errors import ConfigError
+from scenemill.transforms.geometry import FAR_M, FULL_GRID, FULL_VOXEL_M, GRIDS, NEAR_M, adjust_intrinsics, scale_index
+
+PLANES: Final = 100
+PLANE_SIZE: Final = (120, 160)
+
+
+@dataclass(frozen=True, eq=False)
+class PlaneTables:
+    """The cell of every voxel of one camera's grid.
+
+    Attributes:
+        u: (grid, grid) int32, [i, k] -> column of the cell; -1 outside the image or the depths.
+        v: (grid, grid) int32, [j, k] -> row of the cell; -1 outside the image or the depths.
+        plane: (grid,) int32, [k] -> plane of the cell; -1 outside the depths.
+        planes: how many there are.
+        size: (H, W) of a plane, in pixels.
+    """
+
+    u: torch.Tensor
+    v: torch.Tensor
+    plane: torch.Tensor
+    planes: int
+    size: tuple[int, int]
+
+    def to(self, device: torch.device | str) -> "PlaneTables":
+        """The tables on another device."""
+        return replace(self, u=self.u.to(device), v=self.v.to(device), plane=self.plane.to(device))
+
+    @cached_property
+    def addends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Flat int32 tables by (i, k) and by (j, k): the sum of two entries is the voxel's flat cell, or past the last for none."""
+        height, width = self.size
+        none = self.planes * height * width
+        of_column = torch.where(self.u < 0, none, self.plane * (height * width) + self.u)
+        of_row = torch.where(self.v < 0, none, self.v * width)
+        return of_column.int().reshape(-1), of_row.int().reshape(-1)
+
+
+def plane_tables(
+    intrinsics: NDArray[np.float64],
+    image_size: tuple[int, int],
+    grid: int,
+    *,
+    planes: int = PLANES,
+    size: tuple[int, int] = PLANE_SIZE,
+    depth_min: float = NEAR_M,
+    depth_max: float = FAR_M,
+) -> PlaneTables:
+    """Where the voxels of one camera fall; computed on the CPU, see ``PlaneTables.to``.
+
+    Args:
+        intrinsics: (4, 4) or (3, 3) float64, pixels, of an image of ``image_size``; the tables adjust them to ``size``.
+        image_size: (width, height) in pixels.
+        grid: voxels a side: 256, or the same space in 128 or 64, a voxel being where its centre is.
+        planes: slabs that 0..``depth_max`` is cut into.
+        size: (height, width) of a plane, in pixels.
+        depth_min, depth_max: metres; voxels nearer or further have no cell. The grid stays where it is: volumes lie in the files as
+            0.4 m and 6.0 m place them.
+
+    Raises:
+        ConfigError: another grid, or a skewed camera, whose columns depend on all three indices.
+
+    >>> tables = plane_tables(np.diag([138.56, 138.56, 1.0]) + [[0, 0, 79.5], [0, 0, 59.5], [0, 0, 0]], (160, 120), 256)
+    >>> tables.plane[[35, 36, 121, 222]].tolist(), tables.u[127:130, 121].tolist()
+    ([-1, 6, 49, 99], [77, 79, 80])
+    """
+    if grid not in GRIDS:
+        raise ConfigError(f"grid {grid}: allowed is {', '.join(map(str, GRIDS))}")
+    camera = np.asarray(intrinsics, np.float64)[:3, :3]
+    if camera[0, 1] or np.any(camera[1:, 0]) or camera[2, 1] or camera[2, 2] != 1:
+        raise ConfigError(f"intrinsics {camera.tolist()}: allowed is ((f, 0, c), (0, f, c), (0, 0, 1))")
+    height, width = size
+    camera = adjust_intrinsics(camera, image_size, (width, height))
+    index = scale_index(np.arange(grid), grid, FULL_GRID).astype(np.float32)
+    ends = np.array([NEAR_M, FAR_M])
+    z = _place(index, ends)
+    kept = (z >= np.float32(depth_min)) & (z <= np.float32(depth_max))
+    u, v = (_pixels(index, z, kept, camera[axis, axis], camera[axis, 2], length) for axis, length in ((0, width), (1, height)))
+    plane = np.minimum(np.floor(z * np.float32(planes) / np.float32(depth_max)), planes - 1)
+    return PlaneTables(u, v, torch.from_numpy(np.where(kept, plane, -1).astype(np.int32)), planes, (height, width))
+
+
+def _place(index: NDArray[np.float32], ends: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Metres along one axis of voxels of the full grid, which has the frustum, from least to greatest of ``ends``, in its middle.
+
+    Half of an odd padding is not rounded, and one more voxel is taken off (sic).
+    """
+    low, high = ends.min() / FULL_VOXEL_M, ends.max() / FULL_VOXEL_M
+    padding = (FULL_GRID - np.ceil(high - low)) / 2
+    placed: NDArray[np.float32] = (index - np.float32(padding) - 1) * np.float32(FULL_VOXEL_M) + np.float32(low * FULL_VOXEL_M)
+    return placed
+
+
+def _pixels(
+    index: NDArray[np.float32], z: NDArray[np.float32], kept: NDArray[np.bool_], focal: float, centre: float, length: int
+) -> torch.Tensor:
+    """(grid, grid) int32: the pixel along one axis, of 0..``length`` - 1, by the index on that axis and by depth; -1 for none."""
+    ends = np.outer((np.array([0, length]) - centre) / focal, [NEAR_M, FAR_M])
+    across = _place(index, ends)[:, None]
+    pixel = np.full((index.size, index.size), -1, np.float32)
+    np.divide(np.float32(focal) * across + np.float32(centre) * z, z, out=pixel, where=kept)
+    seen = kept & (pixel >= 0) & (pixel < length)
+    return torch.from_numpy(np.where(seen, np.floor(pixel), -1).astype(np.int32))
+
+
+def plane_occupancy(voxels: torch.Tensor, tables: PlaneTables) -> torch.Tensor:
+    """The cells that hold an occupied voxel, and their 26 neighbours.
+
+    The reference leaves open which of the voxels in a cell decides; here one occupied voxel is enough.
+
+    Args:
+        voxels: (N,) int32 or int64, flat indices, in C order, of the occupied voxels of an image-aligned volume, all inside the frustum.
+        tables: on the device of ``voxels``.
+
+    Returns:
+        (planes, H, W) bool, True where occupied.
+
+    >>> tables = plane_tables(np.diag([138.56, 138.56, 1.0]) + [[0, 0, 79.5], [0, 0, 59.5], [0, 0, 0]], (160, 120), 256)
+    >>> near = plane_occupancy(torch.tensor([(128 * 256 + 128) * 256 + 121]), tables)
+    >>> int(near.sum()), bool(near[48:51, 58:61, 78:81].all())
+    (27, True)
+    """
+    grid, (height, width) = len(tables.plane), tables.size
+    bits, none = grid.bit_length() - 1, tables.planes * height * width
+    of_column, of_row = tables.addends
+    column = ((voxels >> 2 * bits) << bits) | (voxels & (grid - 1))  # divisions would double the time
+    cell = of_column.index_select(0, column) + of_row.index_select(0, voxels & (grid * grid - 1))
+    hit = torch.zeros(none + 1, dtype=torch.bool, device=voxels.device)  # the last takes what falls nowhere
+    hit.index_fill_(0, cell.clamp_(max=none).long(), True)
+    return _with_neighbours(hit[:-1].reshape(tables.planes, height, width))
+
+
+def _with_neighbours(cells: torch.Tensor) -> torch.Tensor:
+    """A max-pool of 3 on each axis, stride 1, of booleans."""
+    for axis, length in reversed(list(enumerate(cells.shape))):
+        grown = cells.clone()
+        grown.narrow(axis, 1, length - 1).logical_or_(cells.narrow(axis, 0, length - 1))
+        grown.narrow(axis, 0, length - 1).logical_or_(cells.narrow(axis, 1, length - 1))
+        cells = grown
+    return cells
