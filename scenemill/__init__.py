@@ -17,21 +17,41 @@ del _Path, _root
 
 if TYPE_CHECKING:
     from scenemill.schemas.config import IngestConfig as IngestConfig
+    from scenemill.schemas.dataset import AugmentationConfig as AugmentationConfig
+    from scenemill.schemas.dataset import DatasetConfig as DatasetConfig
     from scenemill.schemas.errors import SceneMillError as SceneMillError
     from scenemill.schemas.sample import Sample as Sample
     from scenemill.schemas.tables import Finding as Finding
+    from scenemill.trainers.batches import SceneDataset as SceneDataset
+    from scenemill.trainers.batches import SceneLoader as SceneLoader
     from scenemill.transforms.store import Store as Store
     from scenemill.transforms.store import open_store as open_store
 
 _HOMES = {
+    "AugmentationConfig": "scenemill.schemas.dataset",
+    "DatasetConfig": "scenemill.schemas.dataset",
     "Finding": "scenemill.schemas.tables",
     "IngestConfig": "scenemill.schemas.config",
     "Sample": "scenemill.schemas.sample",
+    "SceneDataset": "scenemill.trainers.batches",
+    "SceneLoader": "scenemill.trainers.batches",
     "SceneMillError": "scenemill.schemas.errors",
     "Store": "scenemill.transforms.store",
     "open_store": "scenemill.transforms.store",
 }
-__all__ = ["Finding", "IngestConfig", "Sample", "SceneMillError", "Store", "__version__", "open_store"]
+__all__ = [
+    "AugmentationConfig",
+    "DatasetConfig",
+    "Finding",
+    "IngestConfig",
+    "Sample",
+    "SceneDataset",
+    "SceneLoader",
+    "SceneMillError",
+    "Store",
+    "__version__",
+    "open_store",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -82,7 +82,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_trainers_import_with_numpy_and_torch_alone() -> None:
-    modules = [f"scenemill.trainers.{path.stem}" for path in sorted((ROOT / "trainers").glob("*.py")) if path.stem != "__init__"]
+    files = [path.relative_to(ROOT).with_suffix("") for path in sorted((ROOT / "trainers").rglob("*.py")) if path.stem != "__init__"]
+    modules = [f"scenemill.{'.'.join(file.parts)}" for file in files]
     script = (
         f"import sys, importlib\nfor name in {modules}: importlib.import_module(name)\n"
         f"print(sorted({{name.split('.')[0] for name in sys.modules}} & {set(HOMES) - {'torch'} | {'pyarrow', 'zlib_ng', 'PIL', 'scipy'}}))"

@@ -1,0 +1,332 @@
+"""Batches from stores: a map-style dataset, what puts its examples together, and the loader that keeps a device fed.
+
+    dataset = SceneDataset("store", "train", DatasetConfig(enable_3d=True))
+    loader = SceneLoader(dataset, batch_size=2, workers=4, device="cuda")
+    for batch in loader:                     # one epoch, or the rest of it
+        loss = model(batch)
+        save(order=loader.state)             # two integers: SceneLoader(..., start=state) goes on from there
+
+Volumes travel as blocks (``trainers/volumes.py``) and become dense on the device. The order of samples is that of
+``trainers/order.py``; PyTorch's ``DataLoader`` runs the workers.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from scenemill.schemas.dataset import DatasetConfig
+from scenemill.schemas.errors import ConfigError, Corrupt
+from scenemill.trainers.collate import Batch, Packed, collate, expand_batch, pack
+from scenemill.trainers.examples import Example, ExampleReader, Skipped
+from scenemill.trainers.order import Order, Visit
+from scenemill.trainers.volumes import Canvas
+
+if TYPE_CHECKING:
+    from scenemill.transforms.store import Store
+
+OnError = Literal["raise", "skip", "replace"]
+ON_ERROR: Final = ("raise", "skip", "replace")
+
+
+@dataclass(frozen=True)
+class _Member:
+    """The samples of one store in a dataset."""
+
+    store: "Store"
+    keys: Any  # an Arrow array: no Python string per sample, which forked workers would copy by counting references
+    rows: NDArray[np.int64]
+    has_room_mask: NDArray[np.bool_]
+    reader: ExampleReader
+
+
+class SceneDataset(Dataset[Example | Skipped]):
+    """The samples of one or more stores, as examples a model can be trained on.
+
+    Args:
+        stores: open stores or their folders.
+        split: name of a split list; None for all samples.
+        config: what an example holds; None for the defaults. Without ``enable_3d`` and ``enable_mp_occ`` no volume is ever read.
+        training: True to augment, False for the fixed preparation of validation and test.
+        seed: of augmentation.
+        on_error: what happens when a stored sample cannot be read: "raise"; "skip", it is left out of its batch and counted; or
+            "replace", the next sample that can be read takes its place and it is counted.
+
+    Raises:
+        ConfigError: no store, no samples in the split, stores whose images or grids differ, or a value out of its range.
+        Corrupt: (from indexing) a sample cannot be read; the message names part, file and sample, and how to repair.
+    """
+
+    def __init__(
+        self,
+        stores: "Store | str | Path | Sequence[Store | str | Path]",
+        split: str | None = None,
+        config: DatasetConfig | None = None,
+        *,
+        training: bool = False,
+        seed: int = 0,
+        on_error: OnError = "raise",
+    ) -> None:
+        if on_error not in ON_ERROR:
+            raise ConfigError(f"on_error={on_error!r}: allowed is {', '.join(map(repr, ON_ERROR))}")
+        if not 0 <= seed < 2**64:
+            raise ConfigError(f"seed {seed}; give 0 to 2**64 - 1")
+        opened = [
+            _opened(store) for store in (stores if isinstance(stores, Sequence) and not isinstance(stores, str) else [stores])
+        ]
+        _check_alike(opened)
+        self.config = config = config or DatasetConfig()
+        self.on_error = on_error
+        with_rooms = any(store.layout.source == "matterport" for store in opened)
+        common = len(opened) == 1 and bool(opened[0].layout.frustum)
+        self._members = [
+            _member(
+                store,
+                split,
+                ExampleReader(store, config, training=training, seed=seed, with_rooms=with_rooms, own_frustum=not common),
+            )
+            for store in opened
+        ]
+        self._ends = np.cumsum([len(member.rows) for member in self._members])
+        if not self._ends[-1]:
+            names = ", ".join(sorted({name for store in opened for name in _splits(store)}))
+            raise ConfigError(f"no samples in split {split!r} of {', '.join(str(store.root) for store in opened)}; it has {names}")
+        self.frustum = torch.from_numpy(opened[0].frustum) if config.enable_3d and common else None
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def parts(self) -> NDArray[np.int64]:
+        """(N,) the part that holds each sample, numbered over all stores."""
+        numbers, first = [], 0
+        for member in self._members:
+            numbers.append(first + member.rows // member.store.layout.samples_per_part)
+            first = int(numbers[-1].max(initial=first - 1)) + 1
+        return np.concatenate(numbers)
+
+    @property
+    def sources(self) -> NDArray[np.int64]:
+        """(N,) the store of each sample, from 0 in the order given."""
+        return np.repeat(np.arange(len(self._members)), np.diff(self._ends, prepend=0))
+
+    def key(self, sample: int) -> str:
+        """``scene/image`` of a sample."""
+        member, place = self._place(sample)
+        return str(member.keys[place].as_py())
+
+    def _place(self, sample: int) -> tuple[_Member, int]:
+        number = int(np.searchsorted(self._ends, sample, side="right"))
+        return self._members[number], sample - (int(self._ends[number - 1]) if number else 0)
+
+    def __getitem__(self, place: int | Visit) -> Example | Skipped:
+        visit = place if isinstance(place, Visit) else Visit(range(len(self))[place], 0, range(len(self))[place], 0)
+        try:
+            return self._read(visit)
+        except Corrupt as error:
+            if self.on_error == "raise":
+                raise
+            return self._replacement(visit, Skipped(self.key(visit.sample), str(error)))
+
+    def _read(self, visit: Visit) -> Example:
+        member, place = self._place(visit.sample)
+        key, row = self.key(visit.sample), int(member.rows[place])
+        return member.reader.read(key, row, visit, has_room_mask=bool(member.has_room_mask[place]))
+
+    def read_only(self, visit: Visit) -> int:
+        """Read and decode what a visit needs and make nothing of it: for measuring. Returns the bytes of its stored chunks."""
+        member, place = self._place(visit.sample)
+        row, has_room_mask = int(member.rows[place]), bool(member.has_room_mask[place])
+        return member.reader.read_only(self.key(visit.sample), row, has_room_mask=has_room_mask)
+
+    def _replacement(self, visit: Visit, skipped: Skipped) -> Example | Skipped:
+        if self.on_error == "skip":
+            return skipped
+        for further in range(1, len(self)):
+            try:
+                example = self._read(visit._replace(sample=(visit.sample + further) % len(self)))
+            except Corrupt:
+                continue
+            return replace(example, replaces=skipped)
+        raise Corrupt(f"none of {len(self)} samples can be read; the first says: {skipped.reason}")
+
+
+def _opened(store: "Store | str | Path") -> "Store":
+    if isinstance(store, str | Path):
+        from scenemill.transforms.store import open_store
+
+        return open_store(store)
+    return store
+
+
+def _check_alike(stores: "Sequence[Store]") -> None:
+    if not stores:
+        raise ConfigError("no stores; give at least one")
+    if len({(store.layout.grid, store.layout.image) for store in stores}) > 1:
+        told = "; ".join(f"{store.root}: grid {store.layout.grid}, image {store.layout.image}" for store in stores)
+        raise ConfigError(f"stores of one dataset have one grid and one image size; these have {told}")
+
+
+def _splits(store: "Store") -> set[str]:
+    return {name for names in store.samples["splits"].to_pylist() for name in names}
+
+
+def _member(store: "Store", split: str | None, reader: ExampleReader) -> _Member:
+    samples = store.samples.select(["key", "row", "fields", "splits"])
+    if split is not None:
+        samples = samples.filter([split in names for names in samples["splits"].to_pylist()])
+    has_room_mask = np.array(["room_mask" in names for names in samples["fields"].to_pylist()], bool)
+    return _Member(store, samples["key"].combine_chunks(), samples["row"].to_numpy().astype(np.int64), has_room_mask, reader)
+
+
+@dataclass
+class _Sampler:
+    """The places of the next batches, from the state the loader has when it is asked."""
+
+    order: Order
+    state: tuple[int, int] = (0, 0)
+
+    def __iter__(self) -> Iterator[list[Visit]]:
+        return self.order.batches(*self.state)
+
+    def __len__(self) -> int:
+        return self.order.steps(*self.state)
+
+
+@dataclass
+class SceneLoader:
+    """Batches of a dataset on a device, in an order that a seed decides and two integers resume.
+
+    Iterating gives the batches from ``state`` to the end of its epoch, and moves ``state`` on with each batch handed out. A batch
+    on the CPU is drawn in memory that is used again once nobody holds that batch.
+
+    Attributes:
+        dataset: what to read.
+        batch_size: samples per batch on each rank.
+        workers: processes that read ahead; 0 to read in this one.
+        device: where batches go. On a GPU, copies and expansion overlap with the work on the batch before.
+        shuffle: True for training; False for one pass in the order of the keys.
+        seed, rank, world_size, window, weights: as in ``Order``; weights are per store.
+        state: (epoch, position) of the next batch.
+        dense: False to leave volumes as blocks, for a model or a step that expands them itself.
+        prefetch: batches each worker reads ahead.
+        skipped: the samples that could not be read so far, in the order they were met.
+    """
+
+    dataset: SceneDataset
+    batch_size: int = 1
+    workers: int = 0
+    device: str | torch.device = "cpu"
+    shuffle: bool = True
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    window: int = 32
+    weights: tuple[float, ...] | None = None
+    state: tuple[int, int] = (0, 0)
+    dense: bool = True
+    prefetch: int = 2
+    skipped: list[Skipped] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.device = torch.device(self.device)
+        self.order = Order(
+            self.dataset.parts,
+            self.batch_size,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            window=self.window,
+            shuffle=self.shuffle,
+            sources=self.dataset.sources if self.weights else None,
+            weights=self.weights,
+        )
+        if self.shuffle and self.world_size > 1 and self.dataset.on_error == "skip":
+            raise ConfigError(
+                'on_error="skip" would leave some ranks with fewer batches: use "replace" or "raise" when training on several'
+            )
+        self._sampler = _Sampler(self.order, self.state)
+        self._canvas = Canvas()
+        self._frustum = self.dataset.frustum.to(self.device) if self.dataset.frustum is not None else None
+        self._batches = self._read_ahead() if self.workers or self.device.type == "cuda" else None
+
+    def _read_ahead(self) -> "DataLoader[Any]":
+        return DataLoader(
+            self.dataset,
+            batch_sampler=self._sampler,
+            num_workers=self.workers,
+            collate_fn=_collate_packed,
+            pin_memory=torch.device(self.device).type == "cuda",
+            persistent_workers=self.workers > 0,
+            prefetch_factor=self.prefetch if self.workers else None,
+            worker_init_fn=_start_worker,
+        )
+
+    def _read(self) -> Iterable[Batch | Packed]:
+        """The batches from the state on, as they are read."""
+        if self._batches is not None:
+            return self._batches
+        return (collate([self.dataset[visit] for visit in visits]) for visits in self._sampler)
+
+    def __len__(self) -> int:
+        return self.order.steps(*self.state)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._sampler.state = start = self.state
+        batches = prefetched(self._read(), torch.device(self.device), self._finish)
+        for step in range(1, len(self) + 1):
+            batch = next(batches)
+            self.state = self.order.after(*start, step)
+            self.skipped.extend(batch.skipped)
+            if batch.keys:
+                yield batch
+            del batch  # so that the next may be drawn in its memory
+
+    def _finish(self, batch: Batch) -> Batch:
+        if not self.dense:
+            return batch
+        return expand_batch(batch, self.dataset.config, self._frustum, self._canvas)
+
+
+def _start_worker(_: int) -> None:
+    """One core per worker: the codec's own threads would fight with the other workers."""
+    from scenemill.transforms.shards import use_one_thread
+
+    use_one_thread()
+
+
+def _collate_packed(examples: Sequence[Example | Skipped]) -> Packed:
+    return pack(collate(examples))
+
+
+def _on(batch: Batch | Packed, device: torch.device) -> Batch:
+    return batch.unpack(device) if isinstance(batch, Packed) else batch
+
+
+def prefetched(batches: Iterable[Batch | Packed], device: torch.device, finish: Callable[[Batch], Batch]) -> Iterator[Batch]:
+    """Batches on a device and finished there; on a GPU by a stream of their own, one batch ahead of the caller's work."""
+    if device.type != "cuda":
+        yield from (finish(_on(batch, device)) for batch in batches)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in chain(batches, [None]):
+        following = None
+        if batch is not None:
+            with torch.cuda.stream(stream):
+                moved = finish(_on(batch, device))
+                following = (moved, stream.record_event())
+        if waiting is not None:
+            ready, done = waiting
+            current = torch.cuda.current_stream(device)
+            current.wait_event(done)
+            for tensor in ready.tensors.values():
+                tensor.record_stream(current)
+            yield ready
+        waiting = following
