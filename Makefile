@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := build/demo
 LINK := build/link/scenemill
 
-.PHONY: setup demo check test faults bench clean
+.PHONY: setup demo check test faults bench gpu-check clean
 
 setup: .venv/ready
 
@@ -48,6 +48,10 @@ faults: setup
 bench: setup
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/loader.py
+
+gpu-check:  # needs a GPU, torch and numpy; nothing else of this project's environment
+	PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

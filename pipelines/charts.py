@@ -6,8 +6,9 @@ Runs are told apart by colour alone here; the page around a chart names them, so
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any, Final
 
 import matplotlib
@@ -87,6 +88,33 @@ def histogram(name: str, alt: str, bins: Sequence[Sequence[int]], unit: str) -> 
         axes.grid(axis="y")
         axes.spines["left"].set_visible(False)
         return _svg(figure, name, alt)
+
+
+def speed(stage_ms: Mapping[str, float], samples_per_s: Mapping[str, float], waits_ms: Sequence[float], path: Path) -> None:
+    """What a loader takes, as a picture: milliseconds of each stage, samples a second, and how long batches were waited for.
+
+    Args:
+        stage_ms: stage -> milliseconds per sample in one process.
+        samples_per_s: what read it -> samples a second.
+        waits_ms: of the last of those, batch after batch.
+        path: of a PNG or SVG file.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(9.6, 2.8), layout="constrained", dpi=120)
+        stages, rates, waits = figure.subplots(1, 3, width_ratios=(5, 4, 5))
+        for axes, values, unit in ((stages, stage_ms, "ms per sample, one process"), (rates, samples_per_s, "samples per second")):
+            drawn = axes.barh(list(values), list(values.values()), 0.7, color=COLORS[0])
+            axes.bar_label(drawn, [f"{value:.3g}" for value in values.values()], padding=3, fontsize=8, color=_FAINT)
+            axes.invert_yaxis()
+            axes.set_xlabel(unit)
+            axes.margins(x=0.18)
+            axes.tick_params(length=0)
+            axes.spines["left"].set_visible(False)
+        waits.plot(range(1, len(waits_ms) + 1), waits_ms, color=COLORS[5], linewidth=1.2)
+        waits.set(xlabel="batch", ylabel=f"waited, ms ({list(samples_per_s)[-1]})")
+        waits.set_ylim(bottom=0)
+        waits.grid(axis="y")
+        figure.savefig(path)
 
 
 def _outline(axes: Axes, row: Sequence[int], color: str, filled: bool) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scenemill.pipelines.ingest import Outcome
     from scenemill.pipelines.score import Scored
     from scenemill.pipelines.validate import Validation
+    from scenemill.trainers.speed import LoaderSpeed
     from scenemill.transforms.verify import Verified
 
 _SEVERITIES = ("error", "warning", "info")
@@ -114,6 +115,31 @@ def print_forecast(console: Console, forecast: "Forecast") -> None:
         },
     )
     console.print("Nothing was written.")
+
+
+def print_loader_speed(console: Console, speed: "LoaderSpeed") -> None:
+    """What ``bench-loader`` measured: stages, then the loader with each number of workers."""
+    from scenemill.trainers.speed import wait_summary
+
+    sizes = f"{size(speed.stored_byte)} stored, {size(speed.moved_byte)} moved, {size(speed.dense_byte)} of tensors"
+    _pairs(console, {"samples": speed.samples, "per sample": sizes, "device": f"{speed.device}, batches of {speed.batch_size}"})
+    stages = Table(box=None, header_style="bold", padding=(0, 1))
+    for name in ("stage", "ms per sample", "share"):
+        stages.add_column(name, justify="left" if name == "stage" else "right")
+    total = sum(speed.stage_ms.values())
+    for stage, milliseconds in speed.stage_ms.items():
+        stages.add_row(stage, f"{milliseconds:.2f}", f"{100 * milliseconds / total:.0f} %")
+    stages.add_row("sum", f"{total:.2f}", "")
+    console.print(stages)
+    feeds = Table(box=None, header_style="bold", padding=(0, 1))
+    for name in ("workers", "samples/s", "MB/s", "wait: median", "p99", "longest", "stalled"):
+        feeds.add_column(name, justify="right")
+    for feed in speed.feeds:
+        waits = [f"{value:.1f} ms" for value in wait_summary(feed.wait_ms).values()]
+        feeds.add_row(str(feed.workers), f"{feed.samples_per_s:.1f}", f"{feed.mb_per_s:.0f}", *waits, f"{100 * feed.stalled:.0f} %")
+    console.print(feeds)
+    if not speed.step_ms:
+        console.print("Batches were taken as fast as they came: --step-ms 100 shows what a step of 100 ms would wait.")
 
 
 def print_outcome(console: Console, store: Path, outcome: "Outcome") -> None:
