@@ -12,6 +12,7 @@ Volumes travel as blocks (``trainers/volumes.py``) and become dense on the devic
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -23,10 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.errors import ConfigError, Corrupt
-from scenemill.trainers.collate import Batch, Packed, collate, expand_batch, pack
+from scenemill.trainers.collate import Batch, Packed, collate, expand_batch, occupancy_below, pack
 from scenemill.trainers.examples import Example, ExampleReader, Skipped
 from scenemill.trainers.order import Order, Visit
-from scenemill.trainers.volumes import Canvas
+from scenemill.trainers.planes import PLANES
+from scenemill.trainers.volumes import Canvas, interpolated
 
 if TYPE_CHECKING:
     from scenemill.transforms.store import Store
@@ -55,6 +57,7 @@ class SceneDataset(Dataset[Example | Skipped]):
         config: what an example holds; None for the defaults. Without ``enable_3d`` and ``enable_mp_occ`` no volume is ever read.
         training: True to augment, False for the fixed preparation of validation and test.
         seed: of augmentation.
+        planes: of multi-plane occupancy.
         on_error: what happens when a stored sample cannot be read: "raise"; "skip", it is left out of its batch and counted; or
             "replace", the next sample that can be read takes its place and it is counted.
 
@@ -71,6 +74,7 @@ class SceneDataset(Dataset[Example | Skipped]):
         *,
         training: bool = False,
         seed: int = 0,
+        planes: int = PLANES,
         on_error: OnError = "raise",
     ) -> None:
         if on_error not in ON_ERROR:
@@ -89,7 +93,9 @@ class SceneDataset(Dataset[Example | Skipped]):
             _member(
                 store,
                 split,
-                ExampleReader(store, config, training=training, seed=seed, with_rooms=with_rooms, own_frustum=not common),
+                ExampleReader(
+                    store, config, training=training, seed=seed, planes=planes, with_rooms=with_rooms, own_frustum=not common
+                ),
             )
             for store in opened
         ]
@@ -261,7 +267,7 @@ class SceneLoader:
             self.dataset,
             batch_sampler=self._sampler,
             num_workers=self.workers,
-            collate_fn=_collate_packed,
+            collate_fn=partial(_collate_packed, self.dataset.config if torch.device(self.device).type == "cpu" else None),
             pin_memory=torch.device(self.device).type == "cuda",
             persistent_workers=self.workers > 0,
             prefetch_factor=self.prefetch if self.workers else None,
@@ -301,8 +307,12 @@ def _start_worker(_: int) -> None:
     use_one_thread()
 
 
-def _collate_packed(examples: Sequence[Example | Skipped]) -> Packed:
-    return pack(collate(examples))
+def _collate_packed(config: DatasetConfig | None, examples: Sequence[Example | Skipped]) -> Packed:
+    """A batch in one buffer; with a configuration, interpolated already, which spares the CPU that the batch goes to."""
+    batch = collate(examples)
+    if config is not None and batch.volumes is not None:
+        batch = replace(batch, volumes=interpolated(batch.volumes, occupancy_below(config)))
+    return pack(batch)
 
 
 def _on(batch: Batch | Packed, device: torch.device) -> Batch:

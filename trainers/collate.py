@@ -161,6 +161,12 @@ def _padded(tensor: Tensor, size: Sequence[int], fill: int) -> Tensor:
     return torch.nn.functional.pad(tensor, (0, right, 0, below), value=fill) if below or right else tensor
 
 
+def occupancy_below(config: DatasetConfig) -> tuple[float, float, float]:
+    """The thresholds of occupancy at the full, the half and the quarter grid, in voxels."""
+    quarter, half = config.occ_truncation_lvl
+    return config.occupancy_band, half, quarter
+
+
 def expand_batch(batch: Batch, config: DatasetConfig, frustum: Tensor | None, canvas: Canvas | None = None) -> Batch:
     """A batch with its volumes dense, on the device they are on.
 
@@ -172,8 +178,7 @@ def expand_batch(batch: Batch, config: DatasetConfig, frustum: Tensor | None, ca
     """
     if batch.volumes is None:
         return batch
-    quarter, half = config.occ_truncation_lvl
-    dense = expand(batch.volumes, (config.truncation_range[1], half, quarter), canvas)
+    dense = expand(batch.volumes, occupancy_below(config), canvas)
     if frustum is not None:
         dense["frustum_mask"] = frustum.expand(len(batch), *frustum.shape)
     return replace(batch, tensors=batch.tensors | dense, volumes=None)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scenemill.schemas.dataset import DatasetConfig
+from scenemill.schemas.dataset import MEASURED, DatasetConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import Field
 from scenemill.schemas.labels import VOID
@@ -27,7 +27,7 @@ from scenemill.trainers.instances import Instances, depth_units, evaluation_sema
 from scenemill.trainers.order import Visit
 from scenemill.trainers.planes import PlaneTables, plane_occupancy, plane_tables
 from scenemill.trainers.volumes import VolumeBatch
-from scenemill.transforms.geometry import TRUNCATION_VOXELS, adjust_intrinsics
+from scenemill.transforms.geometry import FULL_GRID, TRUNCATION_VOXELS, adjust_intrinsics, camera_index
 
 if TYPE_CHECKING:
     from scenemill.transforms.blocks import Blocks
@@ -80,18 +80,20 @@ class ExampleReader:
         config: what to make.
         training: True to augment.
         seed: of augmentation.
+        planes: of multi-plane occupancy.
         with_rooms: True to give every image a room mask, all True where the source has none.
         own_frustum: True to give every sample its frustum, also where all samples of the store share one.
     """
 
     def __init__(
-        self, store: "Store", config: DatasetConfig, *, training: bool, seed: int, with_rooms: bool, own_frustum: bool
+        self, store: "Store", config: DatasetConfig, *, training: bool, seed: int, planes: int, with_rooms: bool, own_frustum: bool
     ) -> None:
         self._store = store
         self._config = config
         self._training = training
         self._seed = seed
         self._with_rooms = with_rooms
+        self._plane_count = planes
         self._fields = {field.name: field for field in store.layout.fields}
         self._matterport = store.layout.source == "matterport"
         self._stuff = stuff_of(store.layout.source) if config.stuff_classes is None else config.stuff_classes
@@ -219,10 +221,12 @@ class ExampleReader:
             intrinsics.tobytes(),
             (self._store.layout.image[1], self._store.layout.image[0]),
             distance.grid,
+            self._plane_count,
             self._config.depth_size,
             (self._config.depth_min, self._config.depth_max),
+            self._store.layout.source if self._config.geometry == MEASURED else "",
         )
-        return plane_occupancy(torch.from_numpy(distance.voxels_where(distance.values < self._config.truncation_range[1])), tables)
+        return plane_occupancy(torch.from_numpy(distance.voxels_where(distance.values < self._config.occupancy_band)), tables)
 
     def _volumes(self, key: str, row: int, distance: "Blocks", found: Instances) -> VolumeBatch:
         weight, voxels, semantic, instance = self._labels_and_weight(key, row)
@@ -286,10 +290,18 @@ def _generator(seed: int, kind: int, *place: int) -> np.random.Generator:
 
 @lru_cache(maxsize=64)
 def _tables(
-    intrinsics: bytes, image_size: tuple[int, int], grid: int, size: tuple[int, int], depths: tuple[float, float]
+    intrinsics: bytes,
+    image_size: tuple[int, int],
+    grid: int,
+    planes: int,
+    size: tuple[int, int],
+    depths: tuple[float, float],
+    measured: str,
 ) -> PlaneTables:
+    """The tables of one camera; ``measured`` names the source whose measured camera centre counts, "" for the reference's placing."""
     camera = np.frombuffer(intrinsics, np.float64).reshape(4, 4)
-    return plane_tables(camera, image_size, grid, size=size, depth_min=depths[0], depth_max=depths[1])
+    origin = camera_index(measured, camera, image_size, FULL_GRID) if measured else None
+    return plane_tables(camera, image_size, grid, planes=planes, size=size, depth_min=depths[0], depth_max=depths[1], origin=origin)
 
 
 def _without_far(depth: NDArray[np.float32], nearest: float, furthest: float) -> NDArray[np.float32]:

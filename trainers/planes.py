@@ -65,6 +65,7 @@ def plane_tables(
     size: tuple[int, int] = PLANE_SIZE,
     depth_min: float = NEAR_M,
     depth_max: float = FAR_M,
+    origin: NDArray[np.float64] | None = None,
 ) -> PlaneTables:
     """Where the voxels of one camera fall; computed on the CPU, see ``PlaneTables.to``.
 
@@ -76,6 +77,9 @@ def plane_tables(
         size: (height, width) of a plane, in pixels.
         depth_min, depth_max: metres; voxels nearer or further have no cell. The grid stays where it is: volumes lie in the files as
             0.4 m and 6.0 m place them.
+
+        origin: (3,) index of the camera centre at the full grid, as ``camera_index`` measures it: a voxel then falls on the nearest
+            pixel. None for the reference's placing, which is about a voxel off, and its pixels, which are cut down.
 
     Raises:
         ConfigError: another grid, or a skewed camera, whose columns depend on all three indices.
@@ -93,18 +97,24 @@ def plane_tables(
     camera = adjust_intrinsics(camera, image_size, (width, height))
     index = scale_index(np.arange(grid), grid, FULL_GRID).astype(np.float32)
     ends = np.array([NEAR_M, FAR_M])
-    z = _place(index, ends)
+    z = _place(index, ends, None if origin is None else origin[2])
     kept = (z >= np.float32(depth_min)) & (z <= np.float32(depth_max))
-    u, v = (_pixels(index, z, kept, camera[axis, axis], camera[axis, 2], length) for axis, length in ((0, width), (1, height)))
+    u, v = (
+        _pixels(index, z, kept, camera[axis, axis], camera[axis, 2], length, None if origin is None else origin[axis])
+        for axis, length in ((0, width), (1, height))
+    )
     plane = np.minimum(np.floor(z * np.float32(planes) / np.float32(depth_max)), planes - 1)
     return PlaneTables(u, v, torch.from_numpy(np.where(kept, plane, -1).astype(np.int32)), planes, (height, width))
 
 
-def _place(index: NDArray[np.float32], ends: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Metres along one axis of voxels of the full grid, which has the frustum, from least to greatest of ``ends``, in its middle.
+def _place(index: NDArray[np.float32], ends: NDArray[np.float64], origin: float | None) -> NDArray[np.float32]:
+    """Metres along one axis of voxels of the full grid: from ``origin`` where it is known.
 
-    Half of an odd padding is not rounded, and one more voxel is taken off (sic).
+    Else the grid has the frustum, from least to greatest of ``ends``, in its middle; half of an odd padding is not rounded, and one
+    more voxel is taken off (sic).
     """
+    if origin is not None:
+        return (index - np.float32(origin)) * np.float32(FULL_VOXEL_M)
     low, high = ends.min() / FULL_VOXEL_M, ends.max() / FULL_VOXEL_M
     padding = (FULL_GRID - np.ceil(high - low)) / 2
     placed: NDArray[np.float32] = (index - np.float32(padding) - 1) * np.float32(FULL_VOXEL_M) + np.float32(low * FULL_VOXEL_M)
@@ -112,13 +122,21 @@ def _place(index: NDArray[np.float32], ends: NDArray[np.float64]) -> NDArray[np.
 
 
 def _pixels(
-    index: NDArray[np.float32], z: NDArray[np.float32], kept: NDArray[np.bool_], focal: float, centre: float, length: int
+    index: NDArray[np.float32],
+    z: NDArray[np.float32],
+    kept: NDArray[np.bool_],
+    focal: float,
+    centre: float,
+    length: int,
+    origin: float | None,
 ) -> torch.Tensor:
     """(grid, grid) int32: the pixel along one axis, of 0..``length`` - 1, by the index on that axis and by depth; -1 for none."""
     ends = np.outer((np.array([0, length]) - centre) / focal, [NEAR_M, FAR_M])
-    across = _place(index, ends)[:, None]
+    across = _place(index, ends, origin)[:, None]
     pixel = np.full((index.size, index.size), -1, np.float32)
     np.divide(np.float32(focal) * across + np.float32(centre) * z, z, out=pixel, where=kept)
+    if origin is not None:
+        np.rint(pixel, out=pixel)
     seen = kept & (pixel >= 0) & (pixel < length)
     return torch.from_numpy(np.where(seen, np.floor(pixel), -1).astype(np.int32))
 

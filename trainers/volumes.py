@@ -11,7 +11,7 @@ reaches into its neighbour, so each block is interpolated alone.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from itertools import pairwise
 from typing import Any, Final
@@ -23,8 +23,14 @@ from torch import Tensor
 EDGE: Final = 16
 """Voxels a side of one block at the full grid; 8 and 4 at the half and the quarter."""
 
+_COARSE: Final = ("occupied_128", "occupied_64", "weight_128", "weight_64")
+
 LEVELS: Final = ("256", "128", "64")
 """Names of the three resolutions, after a full grid of 256; a smaller grid keeps the names."""
+
+
+def _nothing() -> Tensor:
+    return torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class VolumeBatch:
         frustum_places, frustum: (f, 4) int16 and (f, EDGE, EDGE, EDGE) bool, True inside; none where one frustum serves all.
         grid: voxels a side.
         truncation: largest distance, in voxels.
+        occupied_128, occupied_64, weight_128, weight_64: (n, e, e, e) bool and (w, e, e, e) float32, the blocks at the half and the
+            quarter grid, e = EDGE / 2 and EDGE / 4; empty until ``interpolated``.
     """
 
     distance_places: Tensor
@@ -55,13 +63,17 @@ class VolumeBatch:
     frustum: Tensor
     grid: int
     truncation: float
+    occupied_128: Tensor = field(default_factory=_nothing)
+    occupied_64: Tensor = field(default_factory=_nothing)
+    weight_128: Tensor = field(default_factory=_nothing)
+    weight_64: Tensor = field(default_factory=_nothing)
 
     def __len__(self) -> int:
         return len(self.masks_of)
 
     def tensors(self) -> dict[str, Tensor]:
         """All of them by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("grid", "truncation")}
+        return {part.name: getattr(self, part.name) for part in fields(self) if part.name not in ("grid", "truncation")}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "VolumeBatch":
         """The same sizes with other tensors."""
@@ -113,6 +125,7 @@ def join(samples: Sequence[VolumeBatch]) -> VolumeBatch:
         frustum=values("frustum"),
         grid=first.grid,
         truncation=first.truncation,
+        **{name: values(name) for name in _COARSE},
     )
 
 
@@ -140,6 +153,8 @@ def expand(batch: VolumeBatch, occupancy_below: tuple[float, float, float], canv
         - frustum_mask: (B, g, g, g) bool, only where the batch has frustums.
     """
     canvas = canvas or Canvas()
+    if batch.weight_128.dim() != 4:
+        batch = interpolated(batch, occupancy_below)
     dense = _distance_targets(batch, occupancy_below, canvas) | _weight_targets(batch, canvas) | _mask_targets(batch, canvas)
     if len(batch.frustum_places):
         size = (len(batch), *(batch.grid,) * 3)
@@ -147,35 +162,39 @@ def expand(batch: VolumeBatch, occupancy_below: tuple[float, float, float], canv
     return dense
 
 
-def _distance_targets(batch: VolumeBatch, occupancy_below: tuple[float, float, float], canvas: "Canvas") -> dict[str, Tensor]:
-    dense = {}
-    for level, name in enumerate(LEVELS):
-        places, size = batch.distance_places, (len(batch), *(batch.grid >> level,) * 3)
-        distance = _interpolate(batch.distance, places, batch.grid, level)
-        if level == 0:
-            limit = min(batch.truncation, occupancy_below[0])
-            ended = distance.clamp(max=limit) if limit < batch.truncation else distance
-            dense["geometry"] = canvas.draw("geometry", size, limit, places, ended, torch.float32)
-        below = occupancy_below[level]
-        fill, occupied = float(batch.truncation < below), distance < below
-        dense[f"occupancy_{name}"] = canvas.draw(f"occupancy_{name}", size, fill, places, occupied, torch.float32)
-    return dense
-
-
-def _weight_targets(batch: VolumeBatch, canvas: "Canvas") -> dict[str, Tensor]:
+def interpolated(batch: VolumeBatch, occupancy_below: tuple[float, float, float]) -> VolumeBatch:
+    """The batch with its blocks at the half and the quarter grid as well: the part of ``expand`` that a worker can do for it."""
+    occupied = [_interpolate(batch.distance, batch.distance_places, batch.grid, level) < occupancy_below[level] for level in (1, 2)]
     first = batch.weight[:, 0, 0, 0]
     words = batch.weight.flatten(1).view(torch.int64)  # eight voxels each
     # 1 and 2 stay what they are, to the bit, under any interpolation: blocks of nothing else need none
     varied = ((words != _eight_times(first)[:, None]).any(dim=1) | (first > 2)).nonzero()[:, 0]
     places, values = batch.weight_places[varied], batch.weight[varied].float()
+    weights = []
+    for level in (1, 2):
+        weight = first.float().view(-1, 1, 1, 1).repeat(1, *(EDGE >> level,) * 3)
+        weight[varied] = _interpolate(values, places, batch.grid, level)
+        weights.append(weight)
+    return batch.with_tensors(batch.tensors() | dict(zip(_COARSE, (*occupied, *weights), strict=True)))
+
+
+def _distance_targets(batch: VolumeBatch, occupancy_below: tuple[float, float, float], canvas: "Canvas") -> dict[str, Tensor]:
+    size, places = (len(batch), *(batch.grid,) * 3), batch.distance_places
+    limit = min(batch.truncation, occupancy_below[0])
+    ended = batch.distance.clamp(max=limit) if limit < batch.truncation else batch.distance
+    dense = {"geometry": canvas.draw("geometry", size, limit, places, ended, torch.float32)}
+    blocks = (batch.distance < occupancy_below[0], batch.occupied_128, batch.occupied_64)
+    for level, (name, occupied) in enumerate(zip(LEVELS, blocks, strict=True)):
+        size = (len(batch), *(batch.grid >> level,) * 3)
+        fill = float(batch.truncation < occupancy_below[level])
+        dense[f"occupancy_{name}"] = canvas.draw(f"occupancy_{name}", size, fill, places, occupied, torch.float32)
+    return dense
+
+
+def _weight_targets(batch: VolumeBatch, canvas: "Canvas") -> dict[str, Tensor]:
     dense = {}
-    for level, name in enumerate(LEVELS):
-        edge, size = EDGE >> level, (len(batch), *(batch.grid >> level,) * 3)
-        if level == 0:
-            weight = batch.weight
-        else:
-            weight = first.float().view(-1, 1, 1, 1).repeat(1, edge, edge, edge)
-            weight[varied] = _interpolate(values, places, batch.grid, level)
+    for level, (name, weight) in enumerate(zip(LEVELS, (batch.weight, batch.weight_128, batch.weight_64), strict=True)):
+        size = (len(batch), *(batch.grid >> level,) * 3)
         dense[f"weighting3d_{name}"] = canvas.draw(f"weighting3d_{name}", size, 1.0, batch.weight_places, weight, torch.float32)
     return dense
 

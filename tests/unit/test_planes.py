@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.planes import PLANE_SIZE, PLANES, PlaneTables, plane_occupancy, plane_tables
-from scenemill.transforms.geometry import FRONT3D_INTRINSICS, adjust_intrinsics, front3d_frustum
+from scenemill.transforms.geometry import FRONT3D_INTRINSICS, adjust_intrinsics, back_project, camera_index, front3d_frustum
 
 K = np.array(FRONT3D_INTRINSICS)
 RELEASED_K = np.array([[269.42, 0, 159.21068022, 0], [0, 252.6984375, 125.21473998, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # Matterport3D
@@ -229,3 +229,22 @@ def test_real_views_give_the_golden_numbers(real_data: Path, image: str) -> None
 def test_all_real_views_give_the_golden_numbers(real_data: Path) -> None:
     for known in known_views(real_data).values():
         check_golden_numbers(real_data, known)
+
+
+def test_measured_planes_hold_the_surface_that_each_pixel_sees() -> None:
+    intrinsics, size = np.array(FRONT3D_INTRINSICS), (320, 240)
+    origin = camera_index("front3d", intrinsics, size, 256)
+    small = adjust_intrinsics(intrinsics, size, (160, 120))
+    depth = np.full((120, 160), 2.0, np.float32) + np.linspace(0, 1, 160, dtype=np.float32)
+    voxel = np.rint(back_project(depth, small, origin, 256)).astype(np.int64)[:, 20:100, 30:130].reshape(3, -1)
+    flat = torch.from_numpy((voxel[0] * 256 + voxel[1]) * 256 + voxel[2])
+    rows, columns = np.mgrid[20:100, 30:130].reshape(2, -1)
+    plane = np.floor(depth[rows, columns] * 100 / 6).astype(np.int64)
+
+    def seen(occupied: torch.Tensor) -> float:
+        return float(occupied[plane, rows, columns].float().mean())
+
+    measured = plane_occupancy(flat, plane_tables(intrinsics, size, 256, origin=origin))
+    reference = plane_occupancy(flat, plane_tables(intrinsics, size, 256))
+    assert seen(measured) > 0.999
+    assert seen(reference) <= seen(measured)
