@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import scenemill
+from scenemill.pipelines.cli_experiments import register
 from scenemill.schemas.config import IngestConfig, parse_max_rejected
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
 
@@ -493,6 +494,8 @@ def report(
     print_report(console, write_html(tables, html))
     console.print(f"page: {html}", soft_wrap=True)
 
+
+register(app)
 
 if __name__ == "__main__":
     main()

@@ -4,9 +4,11 @@
     depth_2d.npy       (h, w) float32, metres
     geometry.npz       data: (X, Y, Z) float32, distance in voxels, image-aligned; 3.0 where nothing was predicted
     panoptic.npz       data: (X, Y, Z) int32, segment ids, 0 is none
-    segments.json      {"image_id", "stage", "segments_2d": [{"id", "isthing", "category_id"}], "segments_3d": [...]}
+    segments.json      {"image_id", "stage", "intrinsic", "segments_2d": [{"id", "isthing", "category_id"}], "segments_3d": [...]}
+    view.png           input, instances, classes and depth side by side, for the eye
 
 The order of ``segments_3d`` is the table order that the reference rule matches in. A 2D model leaves out the two volumes.
+Scoring reads neither ``view.png`` nor ``intrinsic``, the image's 4 x 4 matrix: predictions made elsewhere may lack both.
 """
 
 import io
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from scenemill.schemas.errors import SourceError
 from scenemill.schemas.labels import LABELS
 from scenemill.transforms import folders, npz
-from scenemill.transforms.publish import write_whole
+from scenemill.transforms.publish import remove, write_whole
 
 _LIMIT_BYTE: Final = 1 << 28
 _JSON_LIMIT_BYTE: Final = 1 << 24
@@ -112,17 +114,38 @@ def _classes(table: Mapping[str, Any], name: str) -> dict[int, int]:
     return classes
 
 
-def write_prediction(root: Path, key: str, prediction: Prediction) -> None:
-    """Write one prediction; the table comes last, so that a folder that has one is whole."""
+def write_prediction(
+    root: Path, key: str, prediction: Prediction, *, intrinsic: NDArray[Any] | None = None, view: bytes | None = None
+) -> None:
+    """Write one prediction; the table comes last, so that a folder that has one is whole.
+
+    Args:
+        root: folder of the predictions.
+        key: of the sample, or the name of the image.
+        prediction: what to write.
+        intrinsic: (4, 4) of the image, for the table.
+        view: the bytes of ``view.png``.
+    """
     folder = root / folder_of(key)
-    write_whole(folder / "panoptic_2d.npy", _npy(prediction.panoptic_2d.astype(np.int32)))
-    write_whole(folder / "depth_2d.npy", _npy(prediction.depth.astype(np.float32)))
-    table: dict[str, Any] = {"image_id": folder.name, "stage": 1, "segments_2d": _entries(prediction.classes_2d)}
+    files = {
+        "panoptic_2d.npy": _npy(prediction.panoptic_2d.astype(np.int32)),
+        "depth_2d.npy": _npy(prediction.depth.astype(np.float32)),
+    }
+    table: dict[str, Any] = {"image_id": folder.name, "stage": 1}
+    if intrinsic is not None:
+        table["intrinsic"] = intrinsic.tolist()
+    table["segments_2d"] = _entries(prediction.classes_2d)
     if prediction.panoptic_3d is not None and prediction.distance is not None:
-        write_whole(folder / "panoptic.npz", _npz(prediction.panoptic_3d.astype(np.int32)))
-        write_whole(folder / "geometry.npz", _npz(prediction.distance.astype(np.float32)))
+        files["panoptic.npz"] = _npz(prediction.panoptic_3d.astype(np.int32))
+        files["geometry.npz"] = _npz(prediction.distance.astype(np.float32))
         table.update(stage=2, segments_3d=_entries(prediction.classes_3d or {}))
-    write_whole(folder / "segments.json", json.dumps(table).encode())
+    if view is not None:
+        files["view.png"] = view
+    files["segments.json"] = json.dumps(table).encode()
+    if any(not (folder / name).is_file() or (folder / name).read_bytes() != data for name, data in files.items()):
+        remove(folder / "segments.json")  # never beside maps of another prediction
+    for name, data in files.items():
+        write_whole(folder / name, data)
 
 
 def _entries(classes: Mapping[int, int]) -> list[dict[str, int]]:

@@ -82,7 +82,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_trainers_import_with_numpy_and_torch_alone() -> None:
-    files = [path.relative_to(ROOT).with_suffix("") for path in sorted((ROOT / "trainers").rglob("*.py")) if path.stem != "__init__"]
+    files = [
+        path.relative_to(ROOT).with_suffix("") for path in sorted((ROOT / "trainers").rglob("*.py")) if path.stem != "__init__"
+    ]
     modules = [f"scenemill.{'.'.join(file.parts)}" for file in files]
     script = (
         f"import sys, importlib\nfor name in {modules}: importlib.import_module(name)\n"

@@ -266,7 +266,7 @@ class DepthHead(TapMaps):
         features = self.scratch.fuse(resized, patch_grid(image_size))
         narrow = self.scratch.output_conv1
         fine = add_position(narrow, resize(narrow(features[0]), image_size), image_size, image_size)
-        logits = self.scratch.output_conv2(fine).float().unflatten(0, (-1, int(taps[0].shape[1])))
+        logits = self.scratch.output_conv2(fine).float().unflatten(0, taps[0].shape[:2])
         return Depth(logits[:, :, 0].exp(), logits[:, :, 1].exp() + 1, features)
 
 

@@ -223,7 +223,7 @@ class Attention(nn.Module):
 
     def _of_heads(self, tokens: Tensor) -> Tensor:
         """(B, N, width) to (B, heads, N, width / heads)."""
-        return torch.unflatten(tokens, -1, (self.heads, -1)).transpose(1, 2)
+        return tokens.view(tokens.shape[0], -1, self.heads, self.out_proj.in_features // self.heads).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):

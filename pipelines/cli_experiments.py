@@ -1,0 +1,114 @@
+"""The commands that take an experiment: train, evaluate, inference, export, and what helps to write one."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scenemill.schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scenemill.schemas.experiment import ExperimentConfig
+
+Spec = Annotated[
+    Path, typer.Option("-e", "--experiment", help="The experiment: a YAML or JSON file, or the name of a shipped one.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings that replace the file's: train.optim.lr=1e-3", metavar="KEY=VALUE")
+]
+Action = Annotated[str, typer.Argument(help="train, evaluate, inference, export or gen_trt_engine.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (train, evaluate, inference, export):
+        app.command()(command)
+    app.command("gen-trt-engine")(gen_trt_engine)
+    app.command("default-specs")(default_specs)
+    app.command("schema")(schema)
+
+
+def _load(spec: Path, overrides: list[str] | None) -> "ExperimentConfig":
+    """The experiment, with a line on standard error for every setting that nothing reads."""
+    from scenemill.pipelines.specs import list_specs, load_spec, read_spec, spec_text
+    from scenemill.schemas.experiment import ignored_settings
+
+    if not spec.is_file() and str(spec) in list_specs():
+        config = read_spec(spec_text(str(spec)), overrides or (), str(spec))
+    elif not spec.is_file():
+        raise ConfigError(f"{spec}: no such file; the shipped experiments are {', '.join(list_specs())}")
+    else:
+        config = load_spec(spec, overrides or ())
+    for line in ignored_settings(config):
+        print(line, file=sys.stderr)
+    return config
+
+
+def train(spec: Spec, overrides: Overrides = None) -> None:
+    """Train a model, or go on with a training: checkpoints, status.json and TensorBoard curves in the results folder."""
+    from scenemill.pipelines.progress import log_lines, training_bar
+    from scenemill.pipelines.training import run_training
+
+    config = _load(spec, overrides)
+    with training_bar() as on_step:
+        trained = run_training(config, on_step, log_lines)
+    typer.echo(f"step {trained.step}, epoch {trained.epoch}: {trained.checkpoint}")
+    for name, value in trained.kpi.items():
+        typer.echo(f"{name}  {value:.2f}")
+
+
+def evaluate(spec: Spec, overrides: Overrides = None) -> None:
+    """Evaluate a checkpoint on the test split: PQ, depth-aware PQ and depth errors, also as rows of the metric tables."""
+    from scenemill.pipelines.evaluation import run_evaluation
+    from scenemill.pipelines.progress import log_lines
+
+    config = _load(spec, overrides)
+    evaluated = run_evaluation(config, log_lines)
+    for name, value in evaluated.kpi.items():
+        typer.echo(f"{name}  {value:.2f}")
+    typer.echo(f"run {evaluated.run} in {evaluated.tables}")
+
+
+def inference(
+    spec: Spec,
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what has a prediction.")] = False,
+) -> None:
+    """Predict from a folder of images: panoptic map, depth and a picture of each. One bad image never ends the run."""
+    from scenemill.pipelines.evaluation import run_inference
+    from scenemill.pipelines.progress import log_lines
+
+    config = _load(spec, overrides)
+    typer.echo(run_inference(config, log_lines, overwrite=overwrite))
+
+
+def export(spec: Spec, overrides: Overrides = None) -> None:
+    """Write stage 1 as ONNX, and hold it against PyTorch by ONNX Runtime."""
+    from scenemill.pipelines.evaluation import run_export
+
+    config = _load(spec, overrides)
+    for line in run_export(config):
+        typer.echo(line)
+
+
+def gen_trt_engine(spec: Spec, overrides: Overrides = None) -> None:
+    """Build a TensorRT engine from the ONNX file; needs TensorRT and an NVIDIA GPU."""
+    from scenemill.pipelines.evaluation import run_gen_trt_engine
+
+    typer.echo(run_gen_trt_engine(_load(spec, overrides)))
+
+
+def default_specs(action: Action) -> None:
+    """Print a commented experiment with every setting of an action at its default; a shipped one by its name."""
+    from scenemill.pipelines.specs import default_spec, list_specs, spec_text
+
+    typer.echo(spec_text(action) if action in list_specs() else default_spec(action), nl=False)
+
+
+def schema(action: Action) -> None:
+    """Print the JSON Schema of an action's experiment."""
+    from scenemill.pipelines.specs import json_schema
+
+    typer.echo(json.dumps(json_schema(action), indent=2))

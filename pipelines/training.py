@@ -1,0 +1,126 @@
+"""From an experiment to a training, an evaluation or predictions: finds the samples, makes the model, calls the trainers."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scenemill.pipelines.folder import OnProgress
+from scenemill.pipelines.ingest import ingest
+from scenemill.pipelines.specs import resolved
+from scenemill.schemas.config import IngestConfig
+from scenemill.schemas.dataset import SplitConfig
+from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.experiment import ExperimentConfig, results_folder
+from scenemill.trainers.batches import SceneDataset
+from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
+from scenemill.trainers.nvpanoptix3d.weights import load_all
+from scenemill.trainers.train import Step, Trained, train
+from scenemill.transforms.publish import write_whole
+
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where the samples of a split are: a store, and the name of the split in it; None for all of the store."""
+
+    store: Path
+    split: str | None
+
+
+def find_samples(config: ExperimentConfig, split: str, on_progress: OnProgress) -> Samples:
+    """The store that holds a split: the one that ``base_dir`` names, or one made of the raw folder it names.
+
+    A raw folder is ingested into a cache when it is first used, and checked for changes each time.
+
+    Args:
+        config: ``dataset.name`` and ``dataset.{train,val,test}`` count.
+        split: "train", "val" or "test".
+        on_progress: told of an ingest.
+
+    Raises:
+        ConfigError: nothing named, no such folder, or lists that cannot be told apart.
+    """
+    held: SplitConfig = getattr(config.dataset, split)
+    if not held.base_dir:
+        raise ConfigError(f"dataset.{split}.base_dir is empty: name a store, or a raw folder that holds data/")
+    base = Path(held.base_dir)
+    if not base.is_dir():
+        raise ConfigError(f"dataset.{split}.base_dir={held.base_dir!r}: no such folder")
+    name = Path(held.json_path).stem if held.json_path else None
+    if (base / "zarr.json").is_file():
+        return Samples(base, name)
+    store = cache_folder() / hashlib.sha256(f"{config.dataset.name}:{base.resolve()}".encode()).hexdigest()[:16]
+    ingest(IngestConfig(config.dataset.name, base, store, splits=_lists(config, held.base_dir)), on_progress)
+    return Samples(store, name)
+
+
+def cache_folder() -> Path:
+    """Where stores made of raw folders are kept: ``SCENEMILL_CACHE``, else the user's cache."""
+    own = os.environ.get("SCENEMILL_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scenemill"
+
+
+def _lists(config: ExperimentConfig, base_dir: str) -> tuple[str, ...]:
+    """``name=path`` of every list that the splits of a raw folder name."""
+    found: dict[str, str] = {}
+    for split in _SPLITS:
+        held: SplitConfig = getattr(config.dataset, split)
+        if held.base_dir == base_dir and held.json_path:
+            path = held.json_path if Path(held.json_path).is_file() else str(Path(base_dir) / held.json_path)
+            if found.setdefault(Path(path).stem, path) != path:
+                raise ConfigError(f"dataset.{split}.json_path={held.json_path!r}: another list has that name; rename one")
+    return tuple(f"{name}={path}" for name, path in found.items())
+
+
+def open_dataset(config: ExperimentConfig, split: str, on_progress: OnProgress, *, training: bool = False) -> SceneDataset:
+    """The samples of a split as a dataset.
+
+    Raises:
+        ConfigError: as ``find_samples``; or no samples in the split.
+    """
+    samples = find_samples(config, split, on_progress)
+    seed = max(0, config.train.seed)
+    return SceneDataset(
+        samples.store, samples.split, config.dataset, training=training, seed=seed, planes=config.model.mp_occ.num_planes
+    )
+
+
+def run_training(config: ExperimentConfig, on_step: Callable[[Step], None], on_progress: OnProgress) -> Trained:
+    """Train as configured; the results folder holds the resolved experiment, status, curves and checkpoints.
+
+    Raises:
+        ConfigError: the experiment does not fit the data or this machine.
+        Corrupt: a sample cannot be read.
+    """
+    if config.dataset.enable_3d:
+        raise ConfigError("dataset.enable_3d=true: stage 2 is not there yet; train stage 1 with dataset.enable_3d=false")
+    folder = begin(config, "train")
+    training = open_dataset(config, "train", on_progress, training=True)
+    validation = open_dataset(config, "val", on_progress) if config.dataset.val.base_dir else None
+    return train(config, training, validation, folder, on_step)
+
+
+def begin(config: ExperimentConfig, action: str) -> Path:
+    """The action's results folder, made, with the resolved experiment in it."""
+    folder = results_folder(config, action)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "experiment.yaml", resolved(config).encode())
+    return folder
+
+
+def load_model(config: ExperimentConfig, checkpoint: str, action: str, device: Any) -> Stage1:
+    """Stage 1 with the weights of a checkpoint, ready to predict.
+
+    Raises:
+        ConfigError: no checkpoint named, or one that does not fit.
+    """
+    if not checkpoint:
+        raise ConfigError(f"{action}.checkpoint is empty: name a checkpoint that train wrote")
+    model = Stage1(config.model, config.dataset.depth_size)
+    load_all(model, Path(checkpoint), config.encryption_key or "")
+    model.to(device).eval()
+    return model

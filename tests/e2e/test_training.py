@@ -1,0 +1,163 @@
+"""Stage 1 at its tiny size, from a raw folder to checkpoints, and from a checkpoint on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scenemill.pipelines.evaluation import run_evaluation
+from scenemill.pipelines.specs import read_spec, spec_text
+from scenemill.pipelines.training import run_training
+from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.trainers.checkpoint import load_checkpoint
+from scenemill.trainers.train import Step
+from scenemill.transforms.worlds import write_world
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "raw"
+    write_world("front3d", folder, scenes=3, views=2, seed=5, grid=64)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCENEMILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def settings(raw: Path, results: Path, *more: str) -> list[str]:
+    given = [f"dataset.{split}.base_dir={raw}" for split in ("train", "val", "test")]
+    return [f"results_dir={results}", *given, "dataset.train.num_workers=0", f"train.optim.max_steps={STEPS}", *more]
+
+
+def experiment(raw: Path, results: Path, *more: str) -> ExperimentConfig:
+    return read_spec(spec_text("tiny_front3d_2d"), settings(raw, results, *more), "tiny")
+
+
+def silent(*_: object) -> None:
+    pass
+
+
+def test_a_training_writes_documented_checkpoints_status_and_curves(raw: Path, tmp_path: Path) -> None:
+    steps: list[Step] = []
+    every_two = experiment(raw, tmp_path, "train.checkpoint_interval=2")
+    trained = run_training(every_two, steps.append, silent)
+    folder = tmp_path / "train"
+    assert (trained.step, len(trained.losses)) == (STEPS, STEPS)
+    assert [step.step for step in steps] == list(range(STEPS))
+    written = sorted(path.name for path in folder.glob("model_*.pth"))
+    assert written == ["model_epoch_000_step_00002.pth", "model_epoch_001_step_00004.pth", "model_epoch_002_step_00006.pth"]
+    assert (folder / "panoptic_recon_3d_model_latest.pth").resolve().name == written[-1]
+    held = load_checkpoint(folder / written[-1])
+    assert held["global_step"] == STEPS
+    assert all(name.startswith(("model.", "criterion.")) for name in held["state_dict"])
+    lines = [json.loads(line) for line in (folder / "status.json").read_text().splitlines()]
+    assert (lines[0]["status"], lines[0]["message"]) == ("STARTED", "Starting NVPanoptix3D train.")
+    assert lines[-1]["status"] == "SUCCESS"
+    assert {"epoch", "step", "max_epoch", "max_step", "time_per_epoch", "time_per_step", "eta"} <= set(lines[1])
+    assert {"val_dpq_-1.0_epoch", "val_dpq_averages_epoch"} <= set(trained.kpi)
+    assert list((folder / "tensorboard").glob("events.out.*"))
+    assert "enable_3d: false" in (folder / "experiment.yaml").read_text()
+
+
+def test_a_stopped_training_goes_on_to_the_same_curve(raw: Path, tmp_path: Path) -> None:
+    """Stopped within an epoch, resumed with another number of workers: the same losses and weights, to the bit."""
+    whole = run_training(experiment(raw, tmp_path / "whole", "train.checkpoint_interval=3"), silent, silent)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step: Step) -> None:
+        if step.step == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_training(experiment(raw, tmp_path / "parts", "train.checkpoint_interval=3"), stop, silent)
+    stopped = json.loads((tmp_path / "parts" / "train" / "status.json").read_text().splitlines()[-1])
+    assert (stopped["status"], stopped["verbosity"]) == ("FAILURE", "ERROR")
+    rest = run_training(
+        experiment(raw, tmp_path / "parts", "train.checkpoint_interval=3", "dataset.train.num_workers=1"), silent, silent
+    )
+    assert rest.losses == whole.losses[3:]
+    first, second = (load_checkpoint(trained.checkpoint) for trained in (whole, rest))
+    assert all(torch.equal(first["state_dict"][name], second["state_dict"][name]) for name in first["state_dict"])
+    assert first["order"] == second["order"]
+
+
+def test_a_killed_training_goes_on(raw: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from scenemill.pipelines.cli import main; main()", "train", "-e", "tiny_front3d_2d"]
+    given = settings(raw, tmp_path, "train.checkpoint_interval=2", "train.optim.max_steps=400")
+    process = subprocess.Popen([*command, *given], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    latest = tmp_path / "train" / "panoptic_recon_3d_model_latest.pth"
+    deadline = time.monotonic() + 240
+    while not latest.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = load_checkpoint(latest)["global_step"]
+    assert done >= 2
+    resumed = run_training(experiment(raw, tmp_path, f"train.optim.max_steps={done + 2}"), silent, silent)
+    assert (resumed.step, len(resumed.losses)) == (done + 2, 2)
+
+
+def test_an_encrypted_training_needs_its_key(raw: Path, tmp_path: Path) -> None:
+    trained = run_training(experiment(raw, tmp_path, "encryption_key=sesame", "train.is_dry_run=true"), silent, silent)
+    with pytest.raises(ConfigError, match="key"):
+        load_checkpoint(trained.checkpoint)
+    with pytest.raises(ConfigError, match="key"):
+        run_evaluation(experiment(raw, tmp_path, "encryption_key=other", f"evaluate.checkpoint={trained.checkpoint}"), silent)
+    assert load_checkpoint(trained.checkpoint, "sesame")["global_step"] == 1
+
+
+def test_bf16_losses_agree_with_fp32(raw: Path, tmp_path: Path) -> None:
+    losses = [
+        run_training(experiment(raw, tmp_path / precision, f"train.precision={precision}"), silent, silent).losses
+        for precision in ("fp32", "bf16")
+    ]
+    for exact, rounded in zip(*losses, strict=True):
+        assert rounded == pytest.approx(exact, rel=0.05)
+
+
+def test_a_checkpoint_is_evaluated_into_the_metric_tables(raw: Path, tmp_path: Path) -> None:
+    trained = run_training(experiment(raw, tmp_path, "train.is_dry_run=true"), silent, silent)
+    evaluated = run_evaluation(experiment(raw, tmp_path, f"evaluate.checkpoint={trained.checkpoint}"), silent)
+    assert {"test_dpq_-1.0_epoch", "test_dpq_th_0.5_epoch", "test_dpq_st_averages_epoch"} <= set(evaluated.kpi)
+    assert all(0 <= value <= 100 for value in evaluated.kpi.values())
+    assert (evaluated.tables / "scores").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [("dataset.train.base_dir=", "base_dir"), ("dataset.enable_3d=true", "stage 2"), ("dataset.train.json_path=none.json", "none")],
+)
+def test_a_training_says_what_it_lacks(raw: Path, tmp_path: Path, override: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        run_training(experiment(raw, tmp_path, override), silent, silent)
+
+
+@pytest.mark.full
+def test_training_lifts_pq_near_one_on_a_handful_of_views(tmp_path: Path) -> None:
+    write_world("front3d", tmp_path / "raw", scenes=3, views=1, seed=7, grid=64)
+    lists = [f"dataset.{split}.json_path=train.json" for split in ("train", "val", "test")]
+    before = run_training(experiment(tmp_path / "raw", tmp_path / "before", *lists, "train.is_dry_run=true"), silent, silent)
+    more = [*lists, "train.optim.max_steps=900", "train.num_epochs=900", "train.validation_interval=900"]
+    after = run_training(experiment(tmp_path / "raw", tmp_path / "after", *more), silent, silent)
+    pq = [
+        run_evaluation(experiment(tmp_path / "raw", tmp_path / name, *lists, f"evaluate.checkpoint={run.checkpoint}"), silent).kpi
+        for name, run in (("before", before), ("after", after))
+    ]
+    assert pq[0]["test_dpq_-1.0_epoch"] < 10
+    assert pq[1]["test_dpq_-1.0_epoch"] > 80

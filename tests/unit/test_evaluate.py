@@ -1,0 +1,205 @@
+"""Evaluation: the numbers of the metric tables, whatever the batches; arithmetic where it can be done by hand."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scenemill.pipelines.inference import infer_store
+from scenemill.pipelines.ingest import ingest
+from scenemill.pipelines.score import ScoreConfig, score, score_sample
+from scenemill.pipelines.specs import load_spec
+from scenemill.schemas.config import IngestConfig
+from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.schemas.sample import Sample
+from scenemill.trainers.batches import SceneDataset, SceneLoader
+from scenemill.trainers.collate import Batch
+from scenemill.trainers.evaluate import METRICS, Evaluation, count_image, evaluate_images
+from scenemill.trainers.metrics import Tally
+from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage, Segment
+from scenemill.trainers.nvpanoptix3d.stage1 import Stage1Output
+from scenemill.transforms.store import Store, open_store
+
+SPEC = Path(__file__).resolve().parents[2] / "pipelines" / "shipped" / "tiny_front3d_2d.yaml"
+QUERIES = 40
+SOURCES = ("front3d", "matterport")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads of a small model spend their time waiting for each other where other work shares the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Teller(nn.Module):
+    """A model that knows the truth of a store's images by heart, and tells it a little wrong."""
+
+    def __init__(self, store: Store, padded: tuple[int, int] = (256, 320)) -> None:
+        super().__init__()
+        self.padded = padded
+        self.known = {
+            sample["rgb"].tobytes(): sample
+            for sample in (store.read(key, ["rgb", "semantic_2d", "instance_2d", "depth"]) for key in store)
+        }
+
+    def forward(self, images: Tensor) -> Stage1Output:
+        told = [self.tell(self.known[image[:, :240].permute(1, 2, 0).contiguous().numpy().tobytes()]) for image in images]
+        logits, masks, depths = (torch.stack(tensors) for tensors in zip(*told, strict=True))
+        nothing: Any = None
+        return Stage1Output(logits, masks, depths, nothing, [], nothing, nothing, [], nothing)
+
+    def tell(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
+        """Every instance, moved by a few pixels; every third of another class; depth too large by 0, 0.18, 0.36 or 0.54."""
+        semantic, instance = sample["semantic_2d"].astype(int), sample["instance_2d"].astype(int)
+        logits, masks = torch.zeros(QUERIES, 14), torch.full((QUERIES, *self.padded), -9.0)
+        logits[:, 13] = 9.0
+        for query, name in enumerate(np.unique(instance[instance > 0])[:QUERIES]):
+            label = int(np.bincount(semantic[instance == name]).argmax())
+            logits[query, 13] = 0.0
+            logits[query, label if query % 3 else 1 + label % 12] = 9.0
+            moved = np.roll(instance == name, 3 * query, axis=1)
+            masks[query, :240][torch.from_numpy(moved)] = 9.0 - query / QUERIES
+        depth = torch.zeros(1, *self.padded)
+        depth[0, :240] = torch.from_numpy(sample["depth"] * (1 + np.float32(0.18) * (instance % 4)).astype(np.float32))
+        return logits, masks, depth
+
+
+@pytest.fixture(scope="module")
+def stores(front3d_world: Path, matterport_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Store]:
+    folder = tmp_path_factory.mktemp("evaluated")
+    for source, raw in (("front3d", front3d_world), ("matterport", matterport_world)):
+        ingest(IngestConfig(source, raw, folder / source))
+    return {source: open_store(folder / source) for source in SOURCES}
+
+
+def config_of(source: str, *overrides: str) -> ExperimentConfig:
+    return load_spec(SPEC, [f"dataset.name={source}", "dataset.enable_mp_occ=false", *overrides])
+
+
+def loader_of(store: Store, config: ExperimentConfig, batch_size: int = 2) -> SceneLoader:
+    return SceneLoader(SceneDataset(store, None, config.dataset), batch_size, shuffle=False)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_numbers_are_those_of_the_metric_tables(source: str, stores: dict[str, Store], tmp_path: Path) -> None:
+    store, config = stores[source], config_of(source)
+    model = Teller(store)
+    evaluation = evaluate_images(model, loader_of(store, config), config, source)
+    outcome = infer_store(config, model, store, "", tmp_path / "told")  # type: ignore[arg-type]
+    assert (outcome.count("written"), evaluation.samples) == (len(store), len(store))
+    total: dict[tuple[str, str], Tally] = {}
+    depths = []
+    for key in store:
+        tallies, errors = score_sample(store, key, tmp_path / "told")
+        total = {name: total.get(name, Tally()) + tally for name, tally in tallies.items()}
+        depths.extend([errors] if errors else [])
+    assert evaluation.tallies == total
+    assert total["pq", "reference"] != total["pq", "coco"] != total["dpq_0.1", "reference"]
+    assert evaluation.depth is not None
+    for name, mean in evaluation.depth.items():
+        assert mean == pytest.approx(np.mean([errors[name] for errors in depths]), abs=1e-9), name
+    scores = {
+        (row["metric"], row["rule"], row["group"]): row["quality"]
+        for row in score(ScoreConfig(tmp_path / "told", store.root, tmp_path / "tables")).scores.to_pylist()
+    }
+    found = evaluation.kpi("test")
+    for group, name in (("all", "dpq"), ("things", "dpq_th"), ("stuff", "dpq_st")):
+        for metric, told in (
+            ("pq", "-1.0"),
+            ("dpq_0.5", "0.5"),
+            ("dpq_0.25", "0.25"),
+            ("dpq_0.1", "0.1"),
+            ("dpq_mean", "averages"),
+        ):
+            assert found.pop(f"test_{name}_{told}_epoch") == pytest.approx(100 * scores[metric, "reference", group], abs=1e-9)
+    assert not found
+    by_limit = [evaluation.kpi("val")[f"val_dpq_{limit}_epoch"] for limit in ("-1.0", "0.5", "0.25", "0.1")]
+    assert by_limit[0] > by_limit[-1] > 0 and len(set(by_limit)) > 2
+
+
+def test_batches_and_ranks_change_nothing(stores: dict[str, Store]) -> None:
+    store, config = stores["front3d"], config_of("front3d")
+    model = Teller(store)
+    whole = evaluate_images(model, loader_of(store, config, 6), config, "front3d")
+    single = [evaluate_images(model, [batch], config, "front3d") for batch in loader_of(store, config, 1)]
+    assert len(single) == 6
+    assert np.array_equal(sum((part.counts for part in reversed(single)), Evaluation.empty().counts), whole.counts)
+    assert (single[0] + single[1]).samples == 2 and whole.counts.dtype == np.int64
+
+
+def test_outputs_are_handed_on_once_for_each_batch(stores: dict[str, Store]) -> None:
+    store, config = stores["front3d"], config_of("front3d")
+    seen: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+
+    def watch(batch: Batch, output: Stage1Output) -> None:
+        assert torch.is_inference_mode_enabled()
+        seen.append((batch.keys, tuple(output.pred_logits.shape)))
+
+    evaluate_images(Teller(store), loader_of(store, config, 4), config, "front3d", watch)
+    assert [key for keys, _ in seen for key in keys] == store.keys
+    assert [shape for _, shape in seen] == [(3, QUERIES, 14)] * 2
+
+
+def test_resized_images_are_counted_at_the_size_of_the_truth(stores: dict[str, Store]) -> None:
+    store = stores["front3d"]
+    plain = config_of("front3d")
+    halved = replace(plain, dataset=config_of("front3d", "dataset.augmentation.test_min_size=120").dataset)
+    sizes = {batch.unpadded for batch in loader_of(store, halved, 6)}
+    assert sizes == {((120, 160),) * 6}
+
+    class Halved(Teller):
+        def forward(self, images: Tensor) -> Stage1Output:
+            assert images.shape[-2:] == (128, 160)
+            told = super().forward(next(truth))
+            return told._replace(pred_masks=told.pred_masks[..., ::2, ::2], pred_depths=told.pred_depths[..., ::2, ::2])
+
+    truth = iter([batch["image"] for batch in loader_of(store, plain, 6)])
+    usual = evaluate_images(Teller(store), loader_of(store, plain, 6), plain, "front3d")
+    found = evaluate_images(Halved(store), loader_of(store, halved, 6), halved, "front3d")
+    assert found.samples == 6 and found.depth is not None and usual.depth is not None
+    assert found.depth["abs_rel"] == pytest.approx(usual.depth["abs_rel"], abs=0.02)
+    assert found.kpi("val")["val_dpq_-1.0_epoch"] == pytest.approx(usual.kpi("val")["val_dpq_-1.0_epoch"], abs=2)
+
+
+def image_of(panoptic: list[list[int]], classes: dict[int, int], depth: float) -> PanopticImage:
+    segments = tuple(Segment(name, label < 10, label) for name, label in classes.items())
+    shape = (len(panoptic), len(panoptic[0]))
+    return PanopticImage(torch.tensor(panoptic, dtype=torch.int32), segments, torch.full(shape, depth), torch.zeros(13, *shape))
+
+
+TRUE = (np.array([[3, 3, 10, 0]], np.uint8), np.array([[7, 7, 0, 0]]), np.full((1, 4), 2.0, np.float32))
+
+
+def test_a_hand_counted_image() -> None:
+    found = count_image(*TRUE, image_of([[1, 1, 2, 2]], {1: 3, 2: 10}, 2.4), "front3d")
+    kpi = found.kpi("val")
+    assert kpi["val_dpq_-1.0_epoch"] == kpi["val_dpq_0.5_epoch"] == kpi["val_dpq_0.25_epoch"] == pytest.approx(200 / 12)
+    assert kpi["val_dpq_th_-1.0_epoch"] == pytest.approx(100 / 9) and kpi["val_dpq_st_-1.0_epoch"] == pytest.approx(100 / 3)
+    assert kpi["val_dpq_0.1_epoch"] == 0  # 0.2 away: every pixel is dropped
+    assert kpi["val_dpq_averages_epoch"] == pytest.approx(200 / 12 * 2 / 3)
+    assert found.averages("pq", "coco")["all"].quality == 1.0
+    assert found.depth == pytest.approx({"abs_rel": 0.2, "rmse_m": 0.4, "delta_1": 1.0}, abs=1e-6)
+
+
+def test_depth_that_is_no_number_is_not_hidden_in_a_mean() -> None:
+    good = count_image(*TRUE, image_of([[1, 1, 2, 2]], {1: 3, 2: 10}, 2.0), "front3d")
+    lost = count_image(*TRUE, image_of([[0, 0, 0, 0]], {}, math.nan), "front3d")
+    assert good.depth == {"abs_rel": 0.0, "rmse_m": 0.0, "delta_1": 1.0}
+    assert (errors := (good + lost).depth) is not None and all(math.isnan(value) for value in errors.values())
+
+
+def test_no_image_has_no_numbers() -> None:
+    assert Evaluation.empty().depth is None
+    with pytest.raises(ConfigError, match="no image was evaluated"):
+        Evaluation.empty().kpi("test")
+    assert list(Evaluation.empty().tallies) == [(metric, rule) for metric, rule, _ in METRICS]

@@ -1,0 +1,144 @@
+"""What stage 1 finds in images: segments, classes and depth, at the images' size or at the smaller one that files have."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from scenemill.schemas.dataset import DatasetConfig
+from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.trainers.augment import View, prepare, resize_rgb
+from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage, Rules, Size, postprocess, postprocess_reduced
+from scenemill.trainers.nvpanoptix3d.stage1 import Stage1Output
+
+
+def rules_of(config: ExperimentConfig) -> Rules:
+    """What the settings keep of what queries say."""
+    return Rules(
+        object_mask_threshold=config.model.object_mask_threshold,
+        overlap_threshold=config.model.overlap_threshold,
+        num_thing_classes=config.dataset.num_thing_classes,
+        depth_scale=config.dataset.depth_scale,
+    )
+
+
+def prepare_image(rgb: NDArray[np.uint8], config: DatasetConfig) -> View:
+    """An image that comes without a store, of any size, prepared as the loader prepares those of test splits.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        config: what a batch holds.
+
+    Returns:
+        The image with its padding; its other maps say nothing.
+    """
+    sized = resize_rgb(rgb, config.target_size, "bicubic")
+    shape = (sized.shape[0], sized.shape[1])
+    empty = View(sized, np.zeros(shape, np.uint8), np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+    return prepare(empty, config.augmentation)
+
+
+def stack_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """(B, 3, H, W) uint8 of (H, W, 3) images of one size."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each of its parts is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def predict_images(
+    model: nn.Module,
+    images: Tensor,
+    unpadded: Sequence[Size],
+    config: ExperimentConfig,
+    room_mask: Tensor | None = None,
+    *,
+    size: Size | None = None,
+) -> list[PanopticImage]:
+    """What the model finds in images, at their own sizes.
+
+    Args:
+        model: of stage 1.
+        images: (B, 3, Hp, Wp) uint8 or float32, 0..255, on any device, padding included.
+        unpadded: (height, width) of each image without padding.
+        config: what is kept.
+        room_mask: (B, Hp, Wp) bool on any device, True inside; depth outside is 0.
+        size: (height, width) of the results where it is not that of the images.
+    """
+    with evaluating(model), torch.inference_mode():
+        output = model(images.to(_device(model)))
+        return images_of(output, (images.shape[-2], images.shape[-1]), unpadded, config, room_mask, size=size)
+
+
+def predict_reduced(
+    model: nn.Module, images: Tensor, unpadded: Sequence[Size], config: ExperimentConfig, room_mask: Tensor | None = None
+) -> list[PanopticImage]:
+    """The same at ``dataset.reduced_target_size``, as inference writes it: post-processed at half the size of the images.
+
+    Args:
+        model, images, unpadded, config: see ``predict_images``.
+        room_mask: (B, h, w) bool, True inside: of the images without padding, at any resolution; ``room_mask_buol`` of a batch.
+    """
+    width, height = config.dataset.reduced_target_size
+    with evaluating(model), torch.inference_mode():
+        output: Stage1Output = model(images.to(_device(model)))
+        return postprocess_reduced(
+            output.pred_logits.float(),
+            output.pred_masks.float(),
+            output.pred_depths.float(),
+            (images.shape[-2], images.shape[-1]),
+            unpadded,
+            (height, width),
+            rules=rules_of(config),
+            room_mask=None if room_mask is None else _resized(room_mask, (height, width)).to(output.pred_depths.device),
+        )
+
+
+@torch.inference_mode()
+def images_of(
+    output: Stage1Output,
+    padded: Size,
+    unpadded: Sequence[Size],
+    config: ExperimentConfig,
+    room_mask: Tensor | None = None,
+    *,
+    size: Size | None = None,
+) -> list[PanopticImage]:
+    """What an output of the model says of its images; see ``predict_images``.
+
+    Args:
+        output: of the model.
+        padded: (height, width) of the images that the model saw.
+        unpadded, config, room_mask, size: see ``predict_images``.
+    """
+    if room_mask is not None:
+        room_mask = room_mask.to(output.pred_depths.device)
+        if size is not None and any(tuple(own) != tuple(size) for own in unpadded):
+            cut = [mask[None, :height, :width] for mask, (height, width) in zip(room_mask, unpadded, strict=True)]
+            room_mask = torch.cat([_resized(mask, size) for mask in cut])
+    logits, masks, depths = (maps.float() for maps in (output.pred_logits, output.pred_masks, output.pred_depths))
+    return postprocess(logits, masks, depths, padded, unpadded, rules=rules_of(config), size=size, room_mask=room_mask)
+
+
+def _resized(masks: Tensor, size: Size) -> Tensor:
+    """(B, h, w) bool in another size, nearest neighbour."""
+    if tuple(masks.shape[-2:]) == tuple(size):
+        return masks
+    return functional.interpolate(masks[:, None].float(), size=size, mode="nearest-exact")[:, 0] > 0
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

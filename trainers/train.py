@@ -1,0 +1,404 @@
+"""The training loop of stage 1: one function per thing a step does, and a state that goes on where it was stopped, to the bit.
+
+Everything random about a step is seeded by (seed, step, rank), and the order of samples by two integers, so a run that is stopped
+and goes on takes the same steps as one that was not. Devices, precision and several processes are Lightning Fabric's.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.experiment import ExperimentConfig, gpus_of
+from scenemill.trainers.batches import SceneDataset, SceneLoader
+from scenemill.trainers.checkpoint import checkpoint_name, find_resume, load_checkpoint, point_latest, save_checkpoint
+from scenemill.trainers.collate import Batch
+from scenemill.trainers.evaluate import Evaluation, evaluate_images
+from scenemill.trainers.nvpanoptix3d.losses import Stage1Loss, targets_of
+from scenemill.trainers.nvpanoptix3d.optimizer import (
+    Schedule,
+    clip_gradients,
+    freeze,
+    make_optimizer,
+    set_learning_rate,
+    set_randomness,
+)
+from scenemill.trainers.nvpanoptix3d.stage1 import Stage1, Stage1Output
+from scenemill.trainers.nvpanoptix3d.weights import load_stage1, load_vggt, restore
+from scenemill.trainers.order import hash_range
+from scenemill.trainers.status import Curves, StatusLog
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+LATEST: Final = "panoptic_recon_3d_model"
+_PRECISIONS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one training step came to.
+
+    Attributes:
+        epoch, step: counted from 0; ``step`` over the whole run.
+        steps: of the run.
+        losses: by name, not weighted; ``train_loss`` is their weighted sum.
+        learning_rate: of the heads.
+        samples_per_s: over the last step, on this process.
+        wait_ms: for the batch.
+    """
+
+    epoch: int
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+    learning_rate: float
+    samples_per_s: float
+    wait_ms: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        checkpoint: the last one written.
+        epoch, step: where it stopped.
+        losses: ``train_loss`` of every step of this process.
+        kpi: of the last validation; empty without one.
+    """
+
+    checkpoint: Path
+    epoch: int
+    step: int
+    losses: tuple[float, ...]
+    kpi: Mapping[str, float]
+
+
+def train(
+    config: ExperimentConfig,
+    training: SceneDataset,
+    validation: SceneDataset | None,
+    folder: Path,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> Trained:
+    """Train stage 1, or go on with it.
+
+    Args:
+        config: the experiment.
+        training: samples to learn from. validation: samples to measure on; None for none.
+        folder: of checkpoints, status and curves.
+        on_step: told of every step, on the first process.
+
+    Raises:
+        ConfigError: settings that do not fit each other, this machine, or a checkpoint.
+        Corrupt: a sample cannot be read.
+    """
+    fabric = make_fabric(config)
+    if fabric.world_size == 1:
+        return _run(fabric, config, training, validation, folder, on_step)
+    result: Trained = fabric.launch(_run, config, training, validation, folder, on_step)  # type: ignore[arg-type]  # passes the rest on
+    return result
+
+
+def best_device() -> str:
+    """Where a model runs when nothing else is said."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def make_fabric(config: ExperimentConfig) -> "Fabric":
+    """Devices, precision and the strategy for several of them, as the configuration says; a CPU where there is no GPU.
+
+    Raises:
+        ConfigError: sharded training without GPUs.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.fsdp import FSDPStrategy
+
+    held = config.train
+    cuda = torch.cuda.is_available()
+    devices = list(gpus_of(held.num_gpus, held.gpu_ids))
+    several = len(devices) * held.num_nodes > 1
+    if held.distributed_strategy == "fsdp" and several and not cuda:
+        raise ConfigError("train.distributed_strategy=fsdp: allowed with GPUs; without them it is ddp")
+    strategy: Any = "auto"
+    if several and held.distributed_strategy == "fsdp":
+        strategy = FSDPStrategy()
+    elif several:
+        strategy = DDPStrategy(find_unused_parameters=True, start_method="spawn" if held.num_nodes == 1 else "popen")
+    return Fabric(
+        accelerator="cuda" if cuda else "cpu",
+        devices=devices if cuda else len(devices),
+        num_nodes=held.num_nodes,
+        strategy=strategy,
+        precision=_PRECISIONS[held.precision],  # type: ignore[arg-type]  # one of its literals
+    )
+
+
+def _run(
+    fabric: "Fabric",
+    config: ExperimentConfig,
+    training: SceneDataset,
+    validation: SceneDataset | None,
+    folder: Path,
+    on_step: Callable[[Step], None],
+) -> Trained:
+    run = _Run(fabric, config, training, validation, folder)
+    status = StatusLog(folder) if fabric.is_global_zero else None
+    if status:
+        status.write("STARTED", "Starting NVPanoptix3D train.")
+    try:
+        trained = run.train(on_step, status)
+    except BaseException as error:
+        run.save("step")
+        if status:
+            status.write("FAILURE", f"{type(error).__name__}: {error}", verbosity="ERROR")
+        raise
+    finally:
+        run.close()
+    if status:
+        status.write("SUCCESS", "Training finished.", kpi=dict(trained.kpi))
+    return trained
+
+
+class _Run:
+    """The state of one training: weights, optimiser, order of samples, and how far it has come."""
+
+    def __init__(
+        self,
+        fabric: "Fabric",
+        config: ExperimentConfig,
+        training: SceneDataset,
+        validation: SceneDataset | None,
+        folder: Path,
+    ) -> None:
+        held = config.train
+        set_randomness(held.seed, benchmark=held.cudnn.benchmark, deterministic=held.cudnn.deterministic)
+        self.fabric, self.config, self.folder, self.validation = fabric, config, folder, validation
+        self.seed = held.seed if held.seed >= 0 else torch.seed()
+        model = Stage1(config.model, config.dataset.depth_size, recompute=held.activation_checkpoint)
+        self.criterion = make_criterion(config).to(fabric.device)
+        _load_first_weights(model, config)
+        self.unknown = freeze(model, held.freeze)
+        optim = held.optim
+        self.optimizer = make_optimizer(
+            model,
+            optim.type,
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            backbone_multiplier=optim.backbone_multiplier,
+            momentum=optim.momentum,
+        )
+        self.schedule = Schedule(
+            optim.lr_scheduler, optim.max_steps, optim.warmup_factor, optim.warmup_iters, optim.milestones, optim.gamma
+        )
+        self.network = model
+        self.loader = SceneLoader(
+            training,
+            config.dataset.train.batch_size,
+            workers=config.dataset.train.num_workers,
+            device=fabric.device,
+            seed=self.seed,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+        )
+        self.epoch, self.step = 0, 0
+        self.kpi: Mapping[str, float] = {}
+        self.saved: Path | None = None
+        self.steps_per_epoch = held.iters_per_epoch or max(1, len(training) // (self.loader.batch_size * fabric.world_size))
+        self.steps = 1 if held.is_dry_run else min(optim.max_steps, held.num_epochs * self.steps_per_epoch)
+        self._resume()
+        self.model, self.optimizer = fabric.setup(model, self.optimizer)
+        self.curves = Curves(folder, config) if fabric.is_global_zero else None
+
+    def train(self, on_step: Callable[[Step], None], status: StatusLog | None) -> Trained:
+        """All steps that are left."""
+        if status and self.unknown:
+            status.write("RUNNING", f"train.freeze names unknown parts: {', '.join(self.unknown)}", verbosity="WARNING")
+        losses: list[float] = []
+        batches = self._batches()
+        epoch_began = time.perf_counter()
+        while self.step < self.steps:
+            self.model.train()
+            asked = time.perf_counter()
+            batch = next(batches)
+            got = time.perf_counter()
+            found = self._learn(batch)
+            losses.append(found["train_loss"])
+            self.step += 1
+            taken = time.perf_counter() - asked
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            told = Step(self.epoch, self.step - 1, self.steps, found, rate, len(batch) / taken, 1000 * (got - asked))
+            if self.curves is not None:
+                self.curves.write({**found, "learning_rate": rate, "wait_ms": told.wait_ms}, self.step)
+                on_step(told)
+            del batch
+            self._after_step(status, epoch_began)
+            if self.step % self.steps_per_epoch == 0:
+                epoch_began = time.perf_counter()
+        if self.saved is None or self.step % self._interval():
+            self.save(self.config.train.checkpoint_interval_unit)
+        return Trained(self.saved or self.folder, self.epoch, self.step, tuple(losses), self.kpi)
+
+    def _batches(self) -> Iterator[Batch]:
+        while True:
+            yield from self.loader
+
+    def _learn(self, batch: Batch) -> dict[str, float]:
+        """One step of the optimiser; all losses as numbers."""
+        set_learning_rate(self.optimizer, self.schedule.factor(self.step, self.epoch))
+        seed = int(hash_range(1, self.seed, self.step, self.fabric.global_rank)[0] >> 1)
+        torch.manual_seed(seed)
+        generator = torch.Generator(self.fabric.device).manual_seed(seed)
+        output: Stage1Output = self.model(batch["image"])
+        divisor = self.config.model.mask_former.size_divisibility
+        size = tuple(-(-length // divisor) * divisor for length in batch["image"].shape[-2:])
+        total, losses = self.criterion(in_float32(output), targets_of(batch, (size[0], size[1])), generator)
+        if not torch.isfinite(total):
+            told = ", ".join(f"{name} {float(loss):g}" for name, loss in losses.items() if not torch.isfinite(loss))
+            raise ArithmeticError(f"step {self.step}: the loss is not finite ({told}); samples {', '.join(batch.keys)}")
+        self.fabric.backward(total)
+        self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"train_loss": float(total.detach()), **{name: float(loss.detach()) for name, loss in losses.items()}}
+
+    def _clip(self) -> None:
+        held = self.config.train
+        if held.clip_grad_type == "full":
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=held.clip_grad_norm, error_if_nonfinite=False)
+        else:
+            parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+            clip_gradients(
+                parameters, held.clip_grad_norm, norm_type=float(held.clip_grad_norm_type), clip_type=held.clip_grad_type
+            )
+
+    def _interval(self) -> int:
+        """Steps between checkpoints."""
+        held = self.config.train
+        return held.checkpoint_interval * (self.steps_per_epoch if held.checkpoint_interval_unit == "epoch" else 1)
+
+    def _after_step(self, status: StatusLog | None, epoch_began: float) -> None:
+        held = self.config.train
+        if self.step % self.steps_per_epoch == 0:
+            self.epoch += 1
+            taken = time.perf_counter() - epoch_began
+            if status:
+                left = (self.steps - self.step) / self.steps_per_epoch * taken
+                status.write(
+                    "RUNNING",
+                    epoch=self.epoch - 1,
+                    step=self.step,
+                    max_epoch=held.num_epochs,
+                    max_step=self.steps,
+                    time_per_epoch=round(taken, 3),
+                    time_per_step=round(taken / self.steps_per_epoch, 4),
+                    eta=round(left, 1),
+                )
+            if self.validation is not None and (self.epoch % held.validation_interval == 0 or self.step == self.steps):
+                self._validate(status)
+        if self.step % self._interval() == 0:
+            self.save(held.checkpoint_interval_unit)
+
+    def _validate(self, status: StatusLog | None) -> None:
+        """Measure on the validation split, on the first process."""
+        if not self.fabric.is_global_zero or self.validation is None:
+            self.fabric.barrier()
+            return
+        loader = SceneLoader(self.validation, self.config.dataset.val.batch_size, device=self.fabric.device, shuffle=False)
+        evaluation: Evaluation = evaluate_images(self.network, loader, self.config, self.config.dataset.name)
+        self.kpi = evaluation.kpi("val")
+        self.network.train()
+        if self.curves is not None:
+            self.curves.write(self.kpi, self.step)
+        if status:
+            status.write("RUNNING", "Validation finished.", kpi=dict(self.kpi), epoch=self.epoch, step=self.step)
+        self.fabric.barrier()
+
+    def save(self, unit: str) -> None:
+        """Write a checkpoint, and point the newest's link to it; on the first process."""
+        if not self.fabric.is_global_zero:
+            return
+        path = self.folder / checkpoint_name(self.epoch, self.step, unit)
+        document = {
+            "state_dict": {
+                **{f"model.{name}": value for name, value in self.network.state_dict().items()},
+                "criterion.empty_weight": self.criterion.empty_weight,
+            },
+            "epoch": self.epoch,
+            "global_step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.schedule).items()},
+            "order": list(self.loader.state),
+            "seed": self.seed,
+        }
+        save_checkpoint(path, document, self.config.encryption_key or "")
+        point_latest(self.folder, path, LATEST)
+        self.saved = path
+
+    def _resume(self) -> None:
+        """Weights, optimiser, order and step of the checkpoint to go on from, if there is one."""
+        path = find_resume(self.config.train.resume_training_checkpoint_path, self.folder, LATEST)
+        if path is None:
+            return
+        held = load_checkpoint(path, self.config.encryption_key or "")
+        missing = [name for name in ("state_dict", "optimizer", "order", "global_step", "epoch") if name not in held]
+        if missing:
+            raise ConfigError(f"{path} has no {', '.join(missing)}: it holds weights alone; give it as train.checkpoint_2d")
+        restore(self.network, held, path)
+        self.optimizer.load_state_dict(held["optimizer"])
+        self.epoch, self.step = held["epoch"], held["global_step"]
+        self.seed = self.loader.seed = held.get("seed", self.seed)
+        self.loader.state = (held["order"][0], held["order"][1])
+        self.saved = path
+
+    def close(self) -> None:
+        """Let go of the curves."""
+        if self.curves is not None:
+            self.curves.close()
+
+
+def make_criterion(config: ExperimentConfig) -> Stage1Loss:
+    """The losses with the weights of a configuration."""
+    held = config.model.mask_former
+    return Stage1Loss(
+        config.model.sem_seg_head.num_classes,
+        class_weight=held.class_weight,
+        mask_weight=held.mask_weight,
+        dice_weight=held.dice_weight,
+        depth_weight=held.depth_weight,
+        mp_occ_weight=held.mp_occ_weight,
+        no_object_weight=held.no_object_weight,
+        train_num_points=held.train_num_points,
+        oversample_ratio=held.oversample_ratio,
+        importance_sample_ratio=held.importance_sample_ratio,
+        deep_supervision=held.deep_supervision,
+    )
+
+
+def in_float32(output: Stage1Output) -> dict[str, Any]:
+    """What the losses compare, in float32 whatever the network computed in."""
+
+    def pair(prediction: Any) -> dict[str, Tensor]:
+        return {"pred_logits": prediction.pred_logits.float(), "pred_masks": prediction.pred_masks.float()}
+
+    return {
+        **pair(output),
+        "aux_outputs": [pair(each) for each in output.aux_outputs],
+        "pred_depths": output.pred_depths.float(),
+        "occupancy_preds": output.occupancy_preds.float(),
+    }
+
+
+def _load_first_weights(model: Stage1, config: ExperimentConfig) -> None:
+    """Weights that training begins with; what a resume brings replaces them."""
+    if config.model.backbone.pretrained_model_path:
+        load_vggt(model.backbone, Path(config.model.backbone.pretrained_model_path))
+    if config.train.checkpoint_2d:
+        load_stage1(model, Path(config.train.checkpoint_2d), config.encryption_key or "")
