@@ -10,7 +10,9 @@ Volumes travel as blocks (``trainers/volumes.py``) and become dense on the devic
 ``trainers/order.py``; PyTorch's ``DataLoader`` runs the workers.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -216,6 +218,7 @@ class SceneLoader:
         dataset: what to read.
         batch_size: samples per batch on each rank.
         workers: processes that read ahead; 0 to read in this one.
+        threads: threads of this process that read ahead, in place of workers: nothing is handed over, but Python runs one at a time.
         device: where batches go. On a GPU, copies and expansion overlap with the work on the batch before.
         shuffle: True for training; False for one pass in the order of the keys.
         seed, rank, world_size, window, weights: as in ``Order``; weights are per store.
@@ -228,6 +231,7 @@ class SceneLoader:
     dataset: SceneDataset
     batch_size: int = 1
     workers: int = 0
+    threads: int = 0
     device: str | torch.device = "cpu"
     shuffle: bool = True
     seed: int = 0
@@ -257,6 +261,8 @@ class SceneLoader:
             raise ConfigError(
                 'on_error="skip" would leave some ranks with fewer batches: use "replace" or "raise" when training on several'
             )
+        if self.threads and (self.workers or self.device.type == "cuda"):
+            raise ConfigError(f"threads={self.threads}: allowed without workers and on the CPU; a GPU is fed by workers")
         self._sampler = _Sampler(self.order, self.state)
         self._canvas = Canvas()
         self._frustum = self.dataset.frustum.to(self.device) if self.dataset.frustum is not None else None
@@ -278,7 +284,25 @@ class SceneLoader:
         """The batches from the state on, as they are read."""
         if self._batches is not None:
             return self._batches
+        if self.threads:
+            return self._read_by_threads()
         return (collate([self.dataset[visit] for visit in visits]) for visits in self._sampler)
+
+    def _read_by_threads(self) -> Iterator[Batch]:
+        ready: deque[Future[Batch]] = deque()
+        with ThreadPoolExecutor(self.threads, "batches") as threads:
+            try:
+                for visits in self._sampler:
+                    ready.append(threads.submit(self._make, visits))
+                    if len(ready) > self.threads * self.prefetch:
+                        yield ready.popleft().result()
+                while ready:
+                    yield ready.popleft().result()
+            finally:
+                threads.shutdown(cancel_futures=True)
+
+    def _make(self, visits: list[Visit]) -> Batch:
+        return _interpolated(collate([self.dataset[visit] for visit in visits]), self.dataset.config)
 
     def __len__(self) -> int:
         return self.order.steps(*self.state)
@@ -310,9 +334,11 @@ def _start_worker(_: int) -> None:
 def _collate_packed(config: DatasetConfig | None, examples: Sequence[Example | Skipped]) -> Packed:
     """A batch in one buffer; with a configuration, interpolated already, which spares the CPU that the batch goes to."""
     batch = collate(examples)
-    if config is not None and batch.volumes is not None:
-        batch = replace(batch, volumes=interpolated(batch.volumes, occupancy_below(config)))
-    return pack(batch)
+    return pack(batch if config is None else _interpolated(batch, config))
+
+
+def _interpolated(batch: Batch, config: DatasetConfig) -> Batch:
+    return batch if batch.volumes is None else replace(batch, volumes=interpolated(batch.volumes, occupancy_below(config)))
 
 
 def _on(batch: Batch | Packed, device: torch.device) -> Batch:

@@ -1,4 +1,5 @@
-"""Making files count: locks, whole writes, exclusive placement, the one swap, and removal. The only file that renames or deletes.
+"""Making files count: locks, whole writes, exclusive placement, the one swap, and removal. The only file that renames or deletes
+in a store.
 
 Bytes come first and are flushed; then the number that says they exist. ``reached`` names the moments between; the fault tests kill
 the process at every one of them and compare what a second run makes of it with an unbroken run.

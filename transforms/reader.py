@@ -5,6 +5,7 @@ Equal to what plain Zarr reads, value for value; that is a test. What this saves
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -41,6 +42,7 @@ class ShardReader:
         self._layout = layout
         self._size_of = size_of
         self._indexes: OrderedDict[str, NDArray[np.int64]] = OrderedDict()
+        self._lock = Lock()
         self._forms = {field.name: _form_of(field, layout) for field in layout.fields}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -145,16 +147,18 @@ class ShardReader:
             yield corners[number], storage.decode(stored, field.dtype)
 
     def _index(self, path: str, size_byte: int, chunks: int) -> NDArray[np.int64]:
-        held = self._indexes.pop(path, None)
+        with self._lock:
+            held = self._indexes.pop(path, None)
         if held is None:
             rows = self._layout.samples_per_part
             length = index_size_byte(rows, chunks)
             if size_byte < length:
                 raise ValueError(f"has {size_byte} bytes, less than its index")
             held = decode_index(self._ranges.read(path, size_byte, [(size_byte - length, size_byte)])[0], rows, size_byte)
-        self._indexes[path] = held
-        while len(self._indexes) > _INDEXES_HELD:
-            self._indexes.popitem(last=False)
+        with self._lock:
+            self._indexes[path] = held
+            while len(self._indexes) > _INDEXES_HELD:
+                self._indexes.popitem(last=False)
         return held
 
 

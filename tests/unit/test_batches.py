@@ -676,3 +676,22 @@ def on_gpu(stores: Sequence[Path], **settings: Any) -> Iterator[Batch]:
 def test_a_gpu_gets_the_same_batches(workers: int, both: list[Path]) -> None:
     for stores in (both, both[:1]):
         check_same(list(on_gpu(stores, workers=workers)), list(loader(stores, STAGE_2, batch_size=3)))
+
+
+def test_threads_read_the_batches_that_one_process_reads(front3d_store: Path) -> None:
+    config = DatasetConfig(enable_3d=True, augmentation=AugmentationConfig(color_aug_ssd=True))
+    alone, threads = (SceneLoader(SceneDataset(front3d_store, None, config, training=True), 2, threads=count) for count in (0, 3))
+    for _ in range(2):
+        for one, other in zip(alone, threads, strict=True):
+            assert one.keys == other.keys
+            assert all(torch.equal(tensor, other[name]) for name, tensor in one.tensors.items())
+    assert alone.state == threads.state
+
+
+def test_threads_stop_when_the_caller_does(front3d_store: Path) -> None:
+    loader = SceneLoader(SceneDataset(front3d_store, None, DatasetConfig(enable_mp_occ=False)), threads=2)
+    first = next(iter(loader))
+    assert loader.state == (0, 1)
+    assert first.keys != next(iter(loader)).keys
+    with pytest.raises(ConfigError, match="threads"):
+        SceneLoader(loader.dataset, threads=1, workers=1)

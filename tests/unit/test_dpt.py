@@ -225,7 +225,7 @@ def test_the_depth_head_is_its_definition(frames: tuple[int, int]) -> None:
     expected = plain_depth(taps, weights_of(head))
     torch.testing.assert_close([depth, confidence, *maps], expected, rtol=1e-5, atol=1e-5)
     found, wanted = gradients([depth, confidence, *maps], head), gradients(expected, head)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)  # float32 sums in another order
     assert all(bool(gradient.any()) for gradient in found)
 
 
@@ -236,7 +236,7 @@ def test_the_pixel_head_is_its_definition() -> None:
     assert [tuple(each.shape) for each in features] == [(2, 3, 12, 20), (2, 4, 6, 10), (2, 5, 3, 5), (2, 7, 2, 3)]
     torch.testing.assert_close(list(features), expected, rtol=1e-5, atol=1e-5)
     found = gradients(features, head)
-    torch.testing.assert_close(found, gradients(expected, head), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, gradients(expected, head), rtol=1e-3, atol=1e-4)
     assert all(bool(gradient.any()) for gradient in found)
 
 

@@ -30,6 +30,12 @@ HOMES = {
     "duckdb": ("pipelines/query.py",),
     "deltalake": ("pipelines/tables.py",),
     "matplotlib": ("pipelines/charts.py",),
+    "lightning_fabric": ("trainers/train.py",),
+    "onnx": ("trainers/nvpanoptix3d/export.py",),
+    "onnxruntime": ("trainers/nvpanoptix3d/export.py",),
+    "tensorrt": ("trainers/nvpanoptix3d/export.py",),
+    "pyrage": ("trainers/checkpoint.py",),
+    "wandb": ("trainers/status.py",),
 }
 
 
