@@ -23,7 +23,7 @@ Action = Annotated[str, typer.Argument(help="train, evaluate, inference, export 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    for command in (train, evaluate, inference, export):
+    for command in (train, tune, evaluate, inference, export):
         app.command()(command)
     app.command("gen-trt-engine")(gen_trt_engine)
     app.command("default-specs")(default_specs)
@@ -50,13 +50,33 @@ def train(spec: Spec, overrides: Overrides = None) -> None:
     """Train a model, or go on with a training: checkpoints, status.json and TensorBoard curves in the results folder."""
     from scenemill.pipelines.progress import log_lines, training_bar
     from scenemill.pipelines.training import run_training
+    from scenemill.schemas.experiment import gpus_of
 
     config = _load(spec, overrides)
-    with training_bar() as on_step:
+    with training_bar(len(gpus_of(config.train.num_gpus, config.train.gpu_ids)) * config.train.num_nodes) as on_step:
         trained = run_training(config, on_step, log_lines)
     typer.echo(f"step {trained.step}, epoch {trained.epoch}: {trained.checkpoint}")
     for name, value in trained.kpi.items():
         typer.echo(f"{name}  {value:.2f}")
+
+
+def tune(
+    spec: Spec,
+    overrides: Overrides = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, earlier runs' included.")] = 20,
+) -> None:
+    """Search learning rate, backbone multiplier and weight decay for the best PQ on the validation split; run again, it goes on."""
+    from scenemill.pipelines.progress import log_lines, training_bar
+    from scenemill.pipelines.tuning import tune as search
+    from scenemill.schemas.experiment import gpus_of
+
+    config = _load(spec, overrides)
+    with training_bar(len(gpus_of(config.train.num_gpus, config.train.gpu_ids)) * config.train.num_nodes) as on_step:
+        tuned = search(config, trials, on_step, log_lines)
+    number, quality, settings = tuned.best
+    typer.echo(f"{tuned.trials} trials in {tuned.folder}; best is trial {number}: PQ {quality:.2f}")
+    for name, value in settings.items():
+        typer.echo(f"{name}={value:.6g}")
 
 
 def evaluate(spec: Spec, overrides: Overrides = None) -> None:

@@ -35,8 +35,13 @@ class Evaluated:
     kpi: Mapping[str, float]
 
 
-def run_evaluation(config: ExperimentConfig, on_progress: OnProgress) -> Evaluated:
+def run_evaluation(config: ExperimentConfig, on_progress: OnProgress, tables: Path | None = None) -> Evaluated:
     """Predict the test split with a checkpoint and score it: the same numbers as ``scenemill score`` gives, and in the same tables.
+
+    Args:
+        config: the experiment.
+        on_progress: told of ingest, prediction and scoring.
+        tables: folder of the metric tables; None for one in the results.
 
     Raises:
         ConfigError: no checkpoint, no test split, or weights that do not fit.
@@ -46,7 +51,7 @@ def run_evaluation(config: ExperimentConfig, on_progress: OnProgress) -> Evaluat
     folder = begin(config, "evaluate")
     model = load_model(config, config.evaluate.checkpoint, "evaluate", best_device())
     samples = find_samples(config, "test", on_progress)
-    predictions, tables = folder / "predictions", folder / "tables"
+    predictions, tables = folder / "predictions", tables or folder / "tables"
     inferred = infer_store(config, model, samples.store, samples.split or "", predictions, on_progress, overwrite=True)
     if inferred.failures:
         failure = inferred.failures[0]

@@ -24,10 +24,10 @@ def log_lines(doing: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def training_bar() -> Iterator[Callable[["Step"], None]]:
-    """What shows training steps: loss, rate, wait, memory and time left."""
-    if not sys.stderr.isatty():
-        yield _log_step
+def training_bar(processes: int = 1) -> Iterator[Callable[["Step"], None]]:
+    """What shows training steps: loss, rate, wait, memory and time left; lines in place of a bar when several processes train."""
+    if processes > 1 or not sys.stderr.isatty():
+        yield log_step
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -57,7 +57,8 @@ def training_bar() -> Iterator[Callable[["Step"], None]]:
         yield show
 
 
-def _log_step(step: "Step") -> None:
+def log_step(step: "Step") -> None:
+    """A line on standard error, at most one in ten seconds, and one for the last step."""
     now = time.monotonic()
     if step.step + 1 == step.steps or now - _last.get("step", 0.0) > _EVERY_S:
         _last["step"] = now

@@ -93,7 +93,7 @@ def train(
         config: the experiment.
         training: samples to learn from. validation: samples to measure on; None for none.
         folder: of checkpoints, status and curves.
-        on_step: told of every step, on the first process.
+        on_step: told of every step, on the first process; with several processes a function of a module, since it is sent there.
 
     Raises:
         ConfigError: settings that do not fit each other, this machine, or a checkpoint.
@@ -115,23 +115,19 @@ def make_fabric(config: ExperimentConfig) -> "Fabric":
     """Devices, precision and the strategy for several of them, as the configuration says; a CPU where there is no GPU.
 
     Raises:
-        ConfigError: sharded training without GPUs.
+        ConfigError: sharded training.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
-    from lightning_fabric.strategies.fsdp import FSDPStrategy
 
     held = config.train
     cuda = torch.cuda.is_available()
     devices = list(gpus_of(held.num_gpus, held.gpu_ids))
     several = len(devices) * held.num_nodes > 1
-    if held.distributed_strategy == "fsdp" and several and not cuda:
-        raise ConfigError("train.distributed_strategy=fsdp: allowed with GPUs; without them it is ddp")
-    strategy: Any = "auto"
     if several and held.distributed_strategy == "fsdp":
-        strategy = FSDPStrategy()
-    elif several:
-        strategy = DDPStrategy(find_unused_parameters=True, start_method="spawn" if held.num_nodes == 1 else "popen")
+        raise ConfigError("train.distributed_strategy=fsdp: not there yet; the whole of stage 1 fits one GPU: use ddp")
+    start: Any = "spawn" if held.num_nodes == 1 else "popen"
+    strategy: Any = DDPStrategy(find_unused_parameters=True, start_method=start) if several else "auto"
     return Fabric(
         accelerator="cuda" if cuda else "cpu",
         devices=devices if cuda else len(devices),

@@ -28,7 +28,9 @@ def test_a_built_wheel_holds_every_module_and_runs(tmp_path: Path) -> None:
         for name in SHIPPED
         for path in (ROOT / name).rglob("*.py")
     }
-    assert held == {*modules, "scenemill/py.typed"}
+    specs = {f"scenemill/pipelines/shipped/{path.name}" for path in (ROOT / "pipelines" / "shipped").glob("*.yaml")}
+    assert len(specs) == 8
+    assert held == {*modules, *specs, "scenemill/py.typed"}
     script = "import scenemill, scenemill.pipelines.cli, scenemill.transforms.worlds; print(scenemill.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)

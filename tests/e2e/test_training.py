@@ -16,6 +16,7 @@ from scenemill.pipelines.evaluation import run_evaluation
 from scenemill.pipelines.query import query
 from scenemill.pipelines.specs import read_spec, spec_text
 from scenemill.pipelines.training import run_training
+from scenemill.pipelines.tuning import searched, tune
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.checkpoint import load_checkpoint
@@ -138,6 +139,37 @@ def test_a_checkpoint_is_evaluated_into_the_metric_tables(raw: Path, tmp_path: P
     assert {"test_dpq_-1.0_epoch", "test_dpq_th_0.5_epoch", "test_dpq_st_averages_epoch"} <= set(evaluated.kpi)
     assert all(0 <= value <= 100 for value in evaluated.kpi.values())
     assert (evaluated.tables / "scores").is_dir()
+
+
+def test_two_processes_train_one_model(raw: Path, tmp_path: Path) -> None:
+    more = ("train.num_gpus=2", "train.gpu_ids=[0,1]", "dataset.train.batch_size=1", "train.optim.max_steps=2")
+    trained = run_training(experiment(raw, tmp_path, *more), silent, silent)
+    assert (trained.step, len(trained.losses)) == (2, 2)
+    held = load_checkpoint(trained.checkpoint)
+    assert held["order"] == [1, 0]  # two steps of two samples, of the four in the split
+    resumed = run_training(experiment(raw, tmp_path, "train.optim.max_steps=3"), silent, silent)  # by one process
+    assert (resumed.step, len(resumed.losses)) == (3, 1)
+
+
+def test_a_search_goes_on_where_it_was_stopped(raw: Path, tmp_path: Path) -> None:
+    config = experiment(raw, tmp_path, "train.optim.max_steps=1")
+    stopped: list[int] = []
+
+    def stop(step: Step) -> None:
+        stopped.append(step.step)
+        if len(stopped) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(config, 2, stop, silent)
+    tuned = tune(config, 2, silent, silent)
+    assert tuned.trials == 2
+    names = [name for name, _, _ in searched(config)]
+    assert names == ["train.optim.lr", "train.optim.backbone_multiplier", "train.optim.weight_decay"]
+    assert list(tuned.best[2]) == names
+    assert all(low <= tuned.best[2][name] <= high for name, low, high in searched(config))
+    models = query(tuned.folder / "tables", "SELECT DISTINCT model FROM scores WHERE NOT published", None, 60.0)
+    assert len(models) == 2
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ HOMES = {
     "deltalake": ("pipelines/tables.py",),
     "matplotlib": ("pipelines/charts.py",),
     "lightning_fabric": ("trainers/train.py",),
+    "optuna": ("pipelines/tuning.py",),
     "onnx": ("trainers/nvpanoptix3d/export.py",),
     "onnxruntime": ("trainers/nvpanoptix3d/export.py",),
     "tensorrt": ("trainers/nvpanoptix3d/export.py",),
