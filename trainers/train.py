@@ -7,6 +7,7 @@ and goes on takes the same steps as one that was not. Devices, precision and sev
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -102,8 +103,17 @@ def train(
     fabric = make_fabric(config)
     if fabric.world_size == 1:
         return _run(fabric, config, training, validation, folder, on_step)
-    result: Trained = fabric.launch(_run, config, training, validation, folder, on_step)  # type: ignore[arg-type]  # passes the rest on
-    return result
+    launched = partial(
+        _run_apart, config=config, training=training, validation=validation, folder=folder, on_step=on_step
+    )  # bound, not passed: Fabric would take its arguments to pieces
+    checkpoint, epoch, step, losses, kpi = fabric.launch(launched)
+    return Trained(Path(checkpoint), epoch, step, tuple(losses), kpi)
+
+
+def _run_apart(fabric: "Fabric", **given: Any) -> tuple[str, int, int, list[float], dict[str, float]]:
+    """``_run`` in a process of its own; what comes back is plain."""
+    trained = _run(fabric, **given)
+    return str(trained.checkpoint), trained.epoch, trained.step, list(trained.losses), dict(trained.kpi)
 
 
 def best_device() -> str:

@@ -146,9 +146,17 @@ def test_two_processes_train_one_model(raw: Path, tmp_path: Path) -> None:
     trained = run_training(experiment(raw, tmp_path, *more), silent, silent)
     assert (trained.step, len(trained.losses)) == (2, 2)
     held = load_checkpoint(trained.checkpoint)
-    assert held["order"] == [1, 0]  # two steps of two samples, of the four in the split
+    assert held["order"] == [0, 4]  # two steps of two samples
     resumed = run_training(experiment(raw, tmp_path, "train.optim.max_steps=3"), silent, silent)  # by one process
     assert (resumed.step, len(resumed.losses)) == (3, 1)
+
+
+@pytest.mark.real
+def test_the_real_views_train(real_data: Path, tmp_path: Path) -> None:
+    config = experiment(real_data / "data" / "front3d", tmp_path, "train.optim.max_steps=2", "dataset.val.base_dir=''")
+    trained = run_training(config, silent, silent)
+    assert trained.step == 2
+    assert all(0 < loss < 1000 for loss in trained.losses)
 
 
 def test_a_search_goes_on_where_it_was_stopped(raw: Path, tmp_path: Path) -> None:

@@ -235,6 +235,7 @@ def test_a_shard_damaged_after_it_was_read_gives_no_other_values(
                 right_or_refused(store, field.name, path, truths[source])
         with damaged(victims[source] / path, WHOLE_FILE["zeros"]):
             assert len(right_or_refused(store, field.name, path, truths[source])) == PER_PART
+        assert right_or_refused(store, field.name, path, truths[source]) == []  # opened anew after a refusal
         with damaged(victims[source] / path, WHOLE_FILE["deleted"]):
             assert right_or_refused(store, field.name, path, truths[source]) == []  # still open
 
