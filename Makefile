@@ -26,7 +26,9 @@ demo: setup
 	  key=$$($(BIN)/python -c "import scenemill; print(scenemill.open_store('$(DEMO)/$$source').keys[0])") && \
 	  $(BIN)/scenemill show $(DEMO)/$$source $$key --png $(DEMO)/$$source.png || exit 1; \
 	done
-	@echo "Done: two published, verified stores in $(DEMO); contact sheets $(DEMO)/front3d.png and $(DEMO)/matterport.png"
+	$(BIN)/scenemill bench-loader $(DEMO)/front3d --batches 8 --workers 0,1 --png $(DEMO)/speed.png
+	@echo "Done: two published, verified stores in $(DEMO); contact sheets $(DEMO)/front3d.png and $(DEMO)/matterport.png;"
+	@echo "how quickly they become batches: $(DEMO)/speed.png"
 
 $(LINK):
 	mkdir -p build/link

@@ -447,7 +447,7 @@ def ignored_settings(config: ExperimentConfig) -> list[str]:
     return [
         f"{name}={shorten(value)}: changed from {shorten(setting.default)}, but nothing reads it"
         for name, setting, value in walk(config)
-        if (setting.about.get("dead") or name in _UNREAD) and value != setting.default
+        if (setting.about.get("dead") or (name in _UNREAD and value)) and value != setting.default
     ]
 
 

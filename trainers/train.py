@@ -6,7 +6,7 @@ and goes on takes the same steps as one that was not. Devices, precision and sev
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -162,7 +162,7 @@ def _run(
     try:
         trained = run.train(on_step, status)
     except BaseException as error:
-        run.save("step")
+        run.save_what_is_whole()
         if status:
             status.write("FAILURE", f"{type(error).__name__}: {error}", verbosity="ERROR")
         raise
@@ -215,8 +215,11 @@ class _Run:
             world_size=fabric.world_size,
         )
         self.epoch, self.step = 0, 0
+        self.place = self.loader.state  # behind the samples of the last whole step
+        self.whole = True  # False while weights are ahead of the step
         self.kpi: Mapping[str, float] = {}
         self.saved: Path | None = None
+        self.saved_step = 0
         self.steps_per_epoch = held.iters_per_epoch or max(1, len(training) // (self.loader.batch_size * fabric.world_size))
         self.steps = 1 if held.is_dry_run else min(optim.max_steps, held.num_epochs * self.steps_per_epoch)
         self._resume()
@@ -237,7 +240,6 @@ class _Run:
             got = time.perf_counter()
             found = self._learn(batch)
             losses.append(found["train_loss"])
-            self.step += 1
             taken = time.perf_counter() - asked
             rate = float(self.optimizer.param_groups[0]["lr"])
             told = Step(self.epoch, self.step - 1, self.steps, found, rate, len(batch) / taken, 1000 * (got - asked))
@@ -271,8 +273,11 @@ class _Run:
             raise ArithmeticError(f"step {self.step}: the loss is not finite ({told}); samples {', '.join(batch.keys)}")
         self.fabric.backward(total)
         self._clip()
+        self.whole = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.step, self.place = self.step + 1, self.loader.state
+        self.whole = True
         return {"train_loss": float(total.detach()), **{name: float(loss.detach()) for name, loss in losses.items()}}
 
     def _clip(self) -> None:
@@ -327,6 +332,11 @@ class _Run:
             status.write("RUNNING", "Validation finished.", kpi=dict(self.kpi), epoch=self.epoch, step=self.step)
         self.fabric.barrier()
 
+    def save_what_is_whole(self) -> None:
+        """A checkpoint of the last whole step, where that is not written yet; none while a step is half taken."""
+        if self.whole and self.step != self.saved_step:
+            self.save("step")
+
     def save(self, unit: str) -> None:
         """Write a checkpoint, and point the newest's link to it; on the first process."""
         if not self.fabric.is_global_zero:
@@ -341,12 +351,12 @@ class _Run:
             "global_step": self.step,
             "optimizer": self.optimizer.state_dict(),
             "schedule": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.schedule).items()},
-            "order": list(self.loader.state),
+            "order": list(self.place),
             "seed": self.seed,
         }
         save_checkpoint(path, document, self.config.encryption_key or "")
         point_latest(self.folder, path, LATEST)
-        self.saved = path
+        self.saved, self.saved_step = path, self.step
 
     def _resume(self) -> None:
         """Weights, optimiser, order and step of the checkpoint to go on from, if there is one."""
@@ -360,9 +370,9 @@ class _Run:
         restore(self.network, held, path)
         self.optimizer.load_state_dict(held["optimizer"])
         self.epoch, self.step = held["epoch"], held["global_step"]
-        self.seed = self.loader.seed = held.get("seed", self.seed)
-        self.loader.state = (held["order"][0], held["order"][1])
-        self.saved = path
+        self.seed, self.place = held.get("seed", self.seed), (held["order"][0], held["order"][1])
+        self.loader = replace(self.loader, seed=self.seed, state=self.place)
+        self.saved, self.saved_step = path, self.step
 
     def close(self) -> None:
         """Let go of the curves."""

@@ -20,6 +20,7 @@ from scenemill.pipelines.tuning import searched, tune
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.checkpoint import load_checkpoint
+from scenemill.trainers.nvpanoptix3d.losses import Stage1Loss
 from scenemill.trainers.train import Step
 from scenemill.transforms.worlds import write_world
 
@@ -97,6 +98,25 @@ def test_a_stopped_training_goes_on_to_the_same_curve(raw: Path, tmp_path: Path)
     first, second = (load_checkpoint(trained.checkpoint) for trained in (whole, rest))
     assert all(torch.equal(first["state_dict"][name], second["state_dict"][name]) for name in first["state_dict"])
     assert first["order"] == second["order"]
+
+
+def test_a_training_interrupted_within_a_step_loses_no_sample(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run_training(experiment(raw, tmp_path / "whole"), silent, silent)
+    judged = Stage1Loss.forward
+    calls: list[int] = []
+
+    def interrupt(*given: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return judged(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage1Loss, "forward", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(experiment(raw, tmp_path / "parts"), silent, silent)
+    rest = run_training(experiment(raw, tmp_path / "parts"), silent, silent)
+    assert rest.losses == whole.losses[3:]
 
 
 def test_a_killed_training_goes_on(raw: Path, tmp_path: Path) -> None:
