@@ -13,6 +13,7 @@ Volumes travel as blocks (``trainers/volumes.py``) and become dense on the devic
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -321,7 +322,20 @@ class SceneLoader:
     def _finish(self, batch: Batch) -> Batch:
         if not self.dense:
             return batch
-        return expand_batch(batch, self.dataset.config, self._frustum, self._canvas)
+        with _one_thread(self.workers + self.threads > 0):
+            return expand_batch(batch, self.dataset.config, self._frustum, self._canvas)
+
+
+@contextmanager
+def _one_thread(alone: bool) -> Iterator[None]:
+    """Keep torch to one thread meanwhile: its others wait by spinning, on the cores that those who read ahead need."""
+    before = torch.get_num_threads()
+    if alone:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _start_worker(_: int) -> None:
