@@ -5,7 +5,10 @@ once it is in scores**, and rows of other runs do not count. Each commit carries
 a repeated commit recognisable and two equal ones at once impossible.
 """
 
-from collections.abc import Mapping, Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -44,12 +47,26 @@ def append_run(folder: Path, run: str, tables: Mapping[str, pa.Table]) -> None:
         Conflict: the run's earlier attempt left other rows than these, or too many writers were at it.
     """
     _check(run, tables)
-    _create(folder)
-    if _committed(folder, "scores", run):
-        return
-    for name in TABLES:
-        if name in tables and not _commit(folder, name, run, tables[name]) and name != "scores":
-            _compare(folder, name, run, tables[name])
+    _address(folder, "scores")
+    with _in_turn(folder):
+        _create(folder)
+        if _committed(folder, "scores", run):
+            return
+        for name in TABLES:
+            if name in tables and not _commit(folder, name, run, tables[name]) and name != "scores":
+                _compare(folder, name, run, tables[name])
+
+
+@contextmanager
+def _in_turn(folder: Path) -> Iterator[None]:
+    """One appending process of this machine at a time: two attempts at the same run at once were once seen to disagree."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def datasets(folder: Path) -> dict[str, ds.Dataset]:
