@@ -202,9 +202,26 @@ def _segments(label: Tensor, owner: Tensor, full: Tensor, inside: Tensor, rules:
     count = len(label)
     area = torch.bincount(owner.flatten(), minlength=count)
     region = torch.bincount(owner[inside], minlength=count)
+    facts = torch.stack([label, area, full, region], dim=1).tolist()  # one wait for the device
+    accepted = [bool(owned and whole and left) and owned / whole >= rules.overlap_threshold for _, owned, whole, left in facts]
+    ids, segments = number_segments([category for category, *_ in facts], accepted, rules)
+    return torch.tensor(ids, dtype=torch.int32, device=label.device), segments
+
+
+def number_segments(categories: Sequence[int], accepted: Sequence[bool], rules: Rules) -> tuple[list[int], tuple[Segment, ...]]:
+    """Segments of queries, from 1 in the order of the queries: each thing opens one, stuff joins the one of its class.
+
+    Args:
+        categories: class of each query.
+        accepted: whether it gets a segment.
+        rules: what is a thing.
+
+    Returns:
+        The segment of each query, 0 where it is not accepted; and the segments.
+    """
     ids, segments, opened = [], list[Segment](), dict[int, int]()
-    for category, owned, whole, left in torch.stack([label, area, full, region], dim=1).tolist():  # one wait for the device
-        if not (owned and whole and left) or owned / whole < rules.overlap_threshold:
+    for category, taken in zip(categories, accepted, strict=True):
+        if not taken:
             ids.append(0)
             continue
         thing = rules.is_thing(category)
@@ -212,7 +229,7 @@ def _segments(label: Tensor, owner: Tensor, full: Tensor, inside: Tensor, rules:
             opened[category] = len(segments) + 1
             segments.append(Segment(opened[category], thing, category))
         ids.append(opened[category])
-    return torch.tensor(ids, dtype=torch.int32, device=label.device), tuple(segments)
+    return ids, tuple(segments)
 
 
 def _accepted_stuff(label: Tensor, ids: Tensor, rules: Rules) -> Tensor:
