@@ -25,7 +25,7 @@ from scenemill.trainers.nvpanoptix3d.stage1 import Stage1, Stage1Output
 from scenemill.trainers.order import Visit
 from scenemill.trainers.planes import PLANE_SIZE, PLANES, plane_occupancy, plane_tables
 from scenemill.trainers.segments import segments_from_labels
-from scenemill.trainers.train import in_float32
+from scenemill.trainers.stages import in_float32
 from scenemill.trainers.volumes import EDGE, Canvas, VolumeBatch, expand
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS
 

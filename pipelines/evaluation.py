@@ -10,9 +10,9 @@ from scenemill.pipelines.score import ScoreConfig, score
 from scenemill.pipelines.training import begin, find_samples, load_model
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.trainers.devices import best_device
 from scenemill.trainers.nvpanoptix3d.export import ExportModel, export_onnx, gen_trt_engine
 from scenemill.trainers.nvpanoptix3d.projector import Projector
-from scenemill.trainers.train import best_device
 
 _GROUPS = {"all": "dpq", "things": "dpq_th", "stuff": "dpq_st"}
 _METRICS = {"pq": "-1.0", "dpq_0.5": "0.5", "dpq_0.25": "0.25", "dpq_0.1": "0.1", "dpq_mean": "averages"}

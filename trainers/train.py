@@ -1,7 +1,8 @@
-"""The training loop of stage 1: one function per thing a step does, and a state that goes on where it was stopped, to the bit.
+"""The training loop: one function per thing a step does, and a state that goes on where it was stopped, to the bit.
 
 Everything random about a step is seeded by (seed, step, rank), and the order of samples by two integers, so a run that is stopped
-and goes on takes the same steps as one that was not. Devices, precision and several processes are Lightning Fabric's.
+and goes on takes the same steps as one that was not. What the two stages do differently is in ``stages.py``, and what several
+devices change in ``devices.py``.
 """
 
 import time
@@ -9,18 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.experiment import ExperimentConfig, gpus_of
+from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.batches import SceneDataset, SceneLoader
 from scenemill.trainers.checkpoint import checkpoint_name, find_resume, load_checkpoint, point_latest, save_checkpoint
 from scenemill.trainers.collate import Batch
-from scenemill.trainers.evaluate import Evaluation, evaluate_images
-from scenemill.trainers.nvpanoptix3d.losses import Stage1Loss, targets_of
+from scenemill.trainers.devices import gathered, is_sharded, load_optimizer, make_fabric, share_buffers
 from scenemill.trainers.nvpanoptix3d.optimizer import (
     Schedule,
     clip_gradients,
@@ -29,16 +28,13 @@ from scenemill.trainers.nvpanoptix3d.optimizer import (
     set_learning_rate,
     set_randomness,
 )
-from scenemill.trainers.nvpanoptix3d.stage1 import Stage1, Stage1Output
-from scenemill.trainers.nvpanoptix3d.weights import load_stage1, load_vggt, restore
+from scenemill.trainers.nvpanoptix3d.weights import restore
 from scenemill.trainers.order import hash_range
+from scenemill.trainers.stages import stage_of
 from scenemill.trainers.status import Curves, StatusLog
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-LATEST: Final = "panoptic_recon_3d_model"
-_PRECISIONS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def train(
     folder: Path,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> Trained:
-    """Train stage 1, or go on with it.
+    """Train the stage that ``dataset.enable_3d`` names, or go on with it.
 
     Args:
         config: the experiment.
@@ -114,37 +110,6 @@ def _run_apart(fabric: "Fabric", **given: Any) -> tuple[str, int, int, list[floa
     """``_run`` in a process of its own; what comes back is plain."""
     trained = _run(fabric, **given)
     return str(trained.checkpoint), trained.epoch, trained.step, list(trained.losses), dict(trained.kpi)
-
-
-def best_device() -> str:
-    """Where a model runs when nothing else is said."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def make_fabric(config: ExperimentConfig) -> "Fabric":
-    """Devices, precision and the strategy for several of them, as the configuration says; a CPU where there is no GPU.
-
-    Raises:
-        ConfigError: sharded training.
-    """
-    from lightning_fabric import Fabric
-    from lightning_fabric.strategies.ddp import DDPStrategy
-
-    held = config.train
-    cuda = torch.cuda.is_available()
-    devices = list(gpus_of(held.num_gpus, held.gpu_ids))
-    several = len(devices) * held.num_nodes > 1
-    if several and held.distributed_strategy == "fsdp":
-        raise ConfigError("train.distributed_strategy=fsdp: not there yet; the whole of stage 1 fits one GPU: use ddp")
-    start: Any = "spawn" if held.num_nodes == 1 else "popen"
-    strategy: Any = DDPStrategy(find_unused_parameters=True, start_method=start) if several else "auto"
-    return Fabric(
-        accelerator="cuda" if cuda else "cpu",
-        devices=devices if cuda else len(devices),
-        num_nodes=held.num_nodes,
-        strategy=strategy,
-        precision=_PRECISIONS[held.precision],  # type: ignore[arg-type]  # one of its literals
-    )
 
 
 def _run(
@@ -188,32 +153,15 @@ class _Run:
         set_randomness(held.seed, benchmark=held.cudnn.benchmark, deterministic=held.cudnn.deterministic)
         self.fabric, self.config, self.folder, self.validation = fabric, config, folder, validation
         self.seed = held.seed if held.seed >= 0 else torch.seed()
-        model = Stage1(config.model, config.dataset.depth_size, recompute=held.activation_checkpoint)
-        self.criterion = make_criterion(config).to(fabric.device)
-        _load_first_weights(model, config)
-        self.unknown = freeze(model, held.freeze)
+        self.stage = stage_of(config)
+        self.network = self.stage.make_model(config)
+        self.criterion = self.stage.make_criterion(config).to(fabric.device)
+        self.unknown = freeze(self.network, held.freeze)
         optim = held.optim
-        self.optimizer = make_optimizer(
-            model,
-            optim.type,
-            lr=optim.lr,
-            weight_decay=optim.weight_decay,
-            backbone_multiplier=optim.backbone_multiplier,
-            momentum=optim.momentum,
-        )
         self.schedule = Schedule(
             optim.lr_scheduler, optim.max_steps, optim.warmup_factor, optim.warmup_iters, optim.milestones, optim.gamma
         )
-        self.network = model
-        self.loader = SceneLoader(
-            training,
-            config.dataset.train.batch_size,
-            workers=config.dataset.train.num_workers,
-            device=fabric.device,
-            seed=self.seed,
-            rank=fabric.global_rank,
-            world_size=fabric.world_size,
-        )
+        self.loader = self._loader(training, config.dataset.train.batch_size, config.dataset.train.num_workers, shuffle=True)
         self.epoch, self.step = 0, 0
         self.place = self.loader.state  # behind the samples of the last whole step
         self.whole = True  # False while weights are ahead of the step
@@ -222,9 +170,33 @@ class _Run:
         self.saved_step = 0
         self.steps_per_epoch = held.iters_per_epoch or max(1, len(training) // (self.loader.batch_size * fabric.world_size))
         self.steps = 1 if held.is_dry_run else min(optim.max_steps, held.num_epochs * self.steps_per_epoch)
-        self._resume()
-        self.model, self.optimizer = fabric.setup(model, self.optimizer)
+        resumed = self._resume()
+        self.model = fabric.setup_module(self.network)
+        optimizer = make_optimizer(  # of the parameters as they are on the devices: shares, where they are shared
+            self.network,
+            optim.type,
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            backbone_multiplier=optim.backbone_multiplier,
+            momentum=optim.momentum,
+        )
+        if resumed:
+            load_optimizer(optimizer, resumed["optimizer"])
+        self.optimizer = fabric.setup_optimizers(optimizer)
         self.curves = Curves(folder, config) if fabric.is_global_zero else None
+
+    def _loader(self, dataset: SceneDataset, batch_size: int, workers: int = 0, *, shuffle: bool) -> SceneLoader:
+        """The batches of this process."""
+        return SceneLoader(
+            dataset,
+            batch_size,
+            workers=workers,
+            device=self.fabric.device,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+        )
 
     def train(self, on_step: Callable[[Step], None], status: StatusLog | None) -> Trained:
         """All steps that are left."""
@@ -264,10 +236,8 @@ class _Run:
         seed = int(hash_range(1, self.seed, self.step, self.fabric.global_rank)[0] >> 1)
         torch.manual_seed(seed)
         generator = torch.Generator(self.fabric.device).manual_seed(seed)
-        output: Stage1Output = self.model(batch["image"])
-        divisor = self.config.model.mask_former.size_divisibility
-        size = tuple(-(-length // divisor) * divisor for length in batch["image"].shape[-2:])
-        total, losses = self.criterion(in_float32(output), targets_of(batch, (size[0], size[1])), generator)
+        output = self.model(*self.stage.inputs(batch))
+        total, losses = self.stage.compare(self.criterion, output, batch, self.config, generator)
         if not torch.isfinite(total):
             told = ", ".join(f"{name} {float(loss):g}" for name, loss in losses.items() if not torch.isfinite(loss))
             raise ArithmeticError(f"step {self.step}: the loss is not finite ({told}); samples {', '.join(batch.keys)}")
@@ -318,103 +288,71 @@ class _Run:
             self.save(held.checkpoint_interval_unit)
 
     def _validate(self, status: StatusLog | None) -> None:
-        """Measure on the validation split, on the first process."""
-        if not self.fabric.is_global_zero or self.validation is None:
-            self.fabric.barrier()
+        """Measure on the validation split, each process on its share of it."""
+        if self.validation is None:
             return
-        loader = SceneLoader(self.validation, self.config.dataset.val.batch_size, device=self.fabric.device, shuffle=False)
-        evaluation: Evaluation = evaluate_images(self.network, loader, self.config, self.config.dataset.name)
-        self.kpi = evaluation.kpi("val")
+        share_buffers(self.network)
+        loader = self._loader(self.validation, self.config.dataset.val.batch_size, shuffle=False)
+        own = self.stage.evaluate(self.network, loader, self.config)
+        counts = self.fabric.all_reduce(torch.from_numpy(own.counts).to(self.fabric.device), reduce_op="sum")
+        self.kpi = replace(own, counts=counts.cpu().numpy()).kpi("val")
         self.network.train()
         if self.curves is not None:
             self.curves.write(self.kpi, self.step)
         if status:
             status.write("RUNNING", "Validation finished.", kpi=dict(self.kpi), epoch=self.epoch, step=self.step)
-        self.fabric.barrier()
 
     def save_what_is_whole(self) -> None:
-        """A checkpoint of the last whole step, where that is not written yet; none while a step is half taken."""
-        if self.whole and self.step != self.saved_step:
+        """A checkpoint of the last whole step, where that is not written yet.
+
+        None while a step is half taken, and none of shares: to put them together takes all processes, and one of them has failed.
+        """
+        if self.whole and self.step != self.saved_step and not is_sharded(self.network):
             self.save("step")
 
     def save(self, unit: str) -> None:
-        """Write a checkpoint, and point the newest's link to it; on the first process."""
+        """Write a checkpoint, and point the newest's link to it: the first process does, of what all of them have."""
+        if is_sharded(self.network):
+            weights, moments = gathered(self.network.state_dict()), gathered(self.optimizer.state_dict())
+        else:
+            weights, moments = self.network.state_dict(), self.optimizer.state_dict()
+        self.saved_step = self.step
         if not self.fabric.is_global_zero:
             return
         path = self.folder / checkpoint_name(self.epoch, self.step, unit)
         document = {
             "state_dict": {
-                **{f"model.{name}": value for name, value in self.network.state_dict().items()},
+                **{f"model.{name}": value for name, value in weights.items()},
                 "criterion.empty_weight": self.criterion.empty_weight,
             },
             "epoch": self.epoch,
             "global_step": self.step,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": moments,
             "schedule": {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.schedule).items()},
             "order": list(self.place),
             "seed": self.seed,
         }
         save_checkpoint(path, document, self.config.encryption_key or "")
-        point_latest(self.folder, path, LATEST)
-        self.saved, self.saved_step = path, self.step
+        point_latest(self.folder, path, self.stage.latest)
+        self.saved = path
 
-    def _resume(self) -> None:
-        """Weights, optimiser, order and step of the checkpoint to go on from, if there is one."""
-        path = find_resume(self.config.train.resume_training_checkpoint_path, self.folder, LATEST)
+    def _resume(self) -> dict[str, Any] | None:
+        """The checkpoint to go on from, if there is one; its weights, order and step are taken."""
+        path = find_resume(self.config.train.resume_training_checkpoint_path, self.folder, self.stage.latest)
         if path is None:
-            return
+            return None
         held = load_checkpoint(path, self.config.encryption_key or "")
         missing = [name for name in ("state_dict", "optimizer", "order", "global_step", "epoch") if name not in held]
         if missing:
             raise ConfigError(f"{path} has no {', '.join(missing)}: it holds weights alone; give it as train.checkpoint_2d")
         restore(self.network, held, path)
-        self.optimizer.load_state_dict(held["optimizer"])
         self.epoch, self.step = held["epoch"], held["global_step"]
         self.seed, self.place = held.get("seed", self.seed), (held["order"][0], held["order"][1])
         self.loader = replace(self.loader, seed=self.seed, state=self.place)
         self.saved, self.saved_step = path, self.step
+        return held
 
     def close(self) -> None:
         """Let go of the curves."""
         if self.curves is not None:
             self.curves.close()
-
-
-def make_criterion(config: ExperimentConfig) -> Stage1Loss:
-    """The losses with the weights of a configuration."""
-    held = config.model.mask_former
-    return Stage1Loss(
-        config.model.sem_seg_head.num_classes,
-        class_weight=held.class_weight,
-        mask_weight=held.mask_weight,
-        dice_weight=held.dice_weight,
-        depth_weight=held.depth_weight,
-        mp_occ_weight=held.mp_occ_weight,
-        no_object_weight=held.no_object_weight,
-        train_num_points=held.train_num_points,
-        oversample_ratio=held.oversample_ratio,
-        importance_sample_ratio=held.importance_sample_ratio,
-        deep_supervision=held.deep_supervision,
-    )
-
-
-def in_float32(output: Stage1Output) -> dict[str, Any]:
-    """What the losses compare, in float32 whatever the network computed in."""
-
-    def pair(prediction: Any) -> dict[str, Tensor]:
-        return {"pred_logits": prediction.pred_logits.float(), "pred_masks": prediction.pred_masks.float()}
-
-    return {
-        **pair(output),
-        "aux_outputs": [pair(each) for each in output.aux_outputs],
-        "pred_depths": output.pred_depths.float(),
-        "occupancy_preds": output.occupancy_preds.float(),
-    }
-
-
-def _load_first_weights(model: Stage1, config: ExperimentConfig) -> None:
-    """Weights that training begins with; what a resume brings replaces them."""
-    if config.model.backbone.pretrained_model_path:
-        load_vggt(model.backbone, Path(config.model.backbone.pretrained_model_path))
-    if config.train.checkpoint_2d:
-        load_stage1(model, Path(config.train.checkpoint_2d), config.encryption_key or "")

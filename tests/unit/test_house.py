@@ -30,7 +30,7 @@ HOMES = {
     "duckdb": ("pipelines/query.py",),
     "deltalake": ("pipelines/tables.py",),
     "matplotlib": ("pipelines/charts.py",),
-    "lightning_fabric": ("trainers/train.py",),
+    "lightning_fabric": ("trainers/devices.py", "trainers/train.py"),
     "optuna": ("pipelines/tuning.py",),
     "onnx": ("trainers/nvpanoptix3d/export.py",),
     "onnxruntime": ("trainers/nvpanoptix3d/export.py",),
