@@ -2,13 +2,13 @@
 
 Delta commits one table at a time, so the tables of a run are committed in a fixed order with ``scores`` last: **a run is finished
 once it is in scores**, and rows of other runs do not count. Each commit carries the run id as application transaction, which makes
-a repeated commit recognisable and two equal ones at once impossible.
+a repeated commit recognisable. Two equal ones at once are impossible as long as one looks and writes on the same snapshot: Delta
+compares a commit with those after its snapshot alone, so a run that is already in the snapshot would be added again.
+
+There is no lock. Processes of one machine or of several meet at the log, whose entries are placed by hard link where none is yet.
 """
 
-import fcntl
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +28,7 @@ TABLES: Final[Mapping[str, pa.Schema]] = {"counts": COUNTS, "depths": DEPTHS, "s
 
 _SETTINGS: Final = {"delta.appendOnly": "true"}
 _COMMIT_TRIES: Final = 100  # another writer's commit costs one try; the library's own 15 were enough for 8 writers at once
+_ONE_TRY: Final = CommitProperties(max_commit_retries=0)  # a creation tried again is committed beside the first, as a change of it
 _FORBIDDEN: Final = frozenset(r"%[\]^|")  # deltalake 1.6 decodes % twice and takes folders with the others for no valid address
 
 
@@ -40,33 +41,21 @@ def append_run(folder: Path, run: str, tables: Mapping[str, pa.Table]) -> None:
     Args:
         folder: where the tables are, or shall be.
         run: the id of the run, in every row.
-        tables: rows by table name, of exactly the schemas in ``schemas/tables.py``; ``scores`` must be among them.
+        tables: rows by table name, of exactly the schemas in ``schemas/tables.py``; ``scores`` must be among them, and what is
+            left out has no rows.
 
     Raises:
         ConfigError: a table, a row or the folder's name is not as it must be; nothing was written.
-        Conflict: the run's earlier attempt left other rows than these, or too many writers were at it.
+        Conflict: another attempt at the run left other rows than these, or too many writers were at it.
     """
     _check(run, tables)
-    _address(folder, "scores")
-    with _in_turn(folder):
-        _create(folder)
-        if _committed(folder, "scores", run):
-            return
-        for name in TABLES:
-            if name in tables and not _commit(folder, name, run, tables[name]) and name != "scores":
-                _compare(folder, name, run, tables[name])
-
-
-@contextmanager
-def _in_turn(folder: Path) -> Iterator[None]:
-    """One appending process of this machine at a time: two attempts at the same run at once were once seen to disagree."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+    _create(folder)
+    if _open(folder, "scores").transaction_version(run) is not None:
+        return
+    for name, schema in TABLES.items():
+        rows = tables.get(name, schema.empty_table())
+        if not _commit(folder, name, run, rows) and name != "scores":  # two attempts' scores differ, by their time
+            _compare(folder, name, run, rows)
 
 
 def datasets(folder: Path) -> dict[str, ds.Dataset]:
@@ -136,28 +125,29 @@ def _create(folder: Path) -> None:
     """Make what is missing of the tables, and add the published results, as one transaction of their own."""
     for name, schema in TABLES.items():
         where = _address(folder, name)
-        if not DeltaTable.is_deltatable(where):
-            DeltaTable.create(where, schema, mode="ignore", name=name, configuration=_SETTINGS)
-    if not _committed(folder, "scores", PREFIX):
-        _commit(folder, "scores", PREFIX, published_scores())
+        if DeltaTable.is_deltatable(where):
+            continue
+        try:
+            DeltaTable.create(where, schema, mode="ignore", name=name, configuration=_SETTINGS, commit_properties=_ONE_TRY)
+        except CommitFailedError:
+            if not DeltaTable.is_deltatable(where):  # else another process made it first
+                raise
+    _commit(folder, "scores", PREFIX, published_scores())
 
 
 def _commit(folder: Path, name: str, run: str, rows: pa.Table) -> bool:
     """Add rows once; False where they, or another attempt's, are there already."""
-    if _committed(folder, name, run):
+    table = _open(folder, name)
+    if table.transaction_version(run) is not None:
         return False
     once = CommitProperties(app_transactions=[Transaction(run, 1)], max_commit_retries=_COMMIT_TRIES)
     try:
-        write_deltalake(_address(folder, name), rows, mode="append", commit_properties=once)
+        write_deltalake(table, rows, mode="append", commit_properties=once)  # the snapshot looked at: see the top of this file
     except CommitFailedError as error:
-        if not _committed(folder, name, run):  # the same run from another process would be no harm
+        if _open(folder, name).transaction_version(run) is None:  # the same run from another process would be no harm
             raise Conflict(f"tables {folder}: run {run!r} could not be added to {name} ({error}). Run the same again") from error
         return False
     return True
-
-
-def _committed(folder: Path, name: str, run: str) -> bool:
-    return _open(folder, name).transaction_version(run) is not None
 
 
 def _compare(folder: Path, name: str, run: str, rows: pa.Table) -> None:

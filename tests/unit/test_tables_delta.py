@@ -5,12 +5,14 @@ import signal
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 from scenemill.pipelines import tables
 from scenemill.pipelines.query import query
@@ -100,16 +102,73 @@ def test_processes_at_once_lose_no_row(tmp_path: Path) -> None:
     assert read_table(tmp_path, "scores").num_rows == 12 + published_scores().num_rows
 
 
-def test_processes_with_the_same_run_add_it_once(tmp_path: Path) -> None:
+def race(folder: Path, attempt: int, samples: int, rounds: int, start: Barrier, told: "Queue[tuple[int, bool]]") -> None:
+    """Append run a to one new folder after the other, each when all racers are there; tells what was refused."""
+    for number in range(rounds):
+        rows = {**rows_of("a", samples), "scores": table_of(SCORES, [score("a", samples=samples)])}
+        start.wait(60)
+        try:
+            append_run(folder / str(number), "a", rows)
+            told.put((attempt, True))
+        except Conflict:
+            told.put((attempt, False))
+
+
+def raced(folder: Path, samples: list[int], rounds: int) -> list[bool]:
+    """What each attempt of each round came to; an attempt has so many rows of counts."""
     context = get_context("spawn")
-    writers = [context.Process(target=append_run, args=(tmp_path, "a", rows_of("a"))) for _ in range(3)]
-    for process in writers:
+    start, told = context.Barrier(len(samples)), context.Queue()
+    racers = [context.Process(target=race, args=(folder, place, n, rounds, start, told)) for place, n in enumerate(samples)]
+    for process in racers:
         process.start()
-    for process in writers:
-        process.join(120)
-    assert [process.exitcode for process in writers] == [0, 0, 0]
+    found = [told.get(timeout=60)[1] for _ in range(rounds * len(samples))]
+    for process in racers:
+        process.join(60)
+    assert [process.exitcode for process in racers] == [0] * len(samples)
+    return found
+
+
+def test_attempts_at_one_run_at_once_add_it_once(tmp_path: Path) -> None:
+    """Four processes make the tables and append the same run at the same moment, again and again, and none is refused."""
+    assert all(raced(tmp_path, [2, 2, 2, 2], rounds=10))
+    for folder in tmp_path.iterdir():
+        assert ours(folder) == ["a"]
+        rows = {name: read_table(folder, name).num_rows for name in tables.TABLES}
+        assert rows == {"counts": 2, "depths": 1, "scores": 1 + published_scores().num_rows}
+        assert {name: log_of(folder, name) for name in tables.TABLES} == {"counts": 2, "depths": 2, "scores": 3}
+
+
+def test_attempts_with_other_rows_at_once_leave_one_of_them(tmp_path: Path) -> None:
+    assert any(raced(tmp_path, [1, 2, 3], rounds=6))
+    for folder in tmp_path.iterdir():
+        (judged,) = (row for row in read_table(folder, "scores").to_pylist() if not row["published"])
+        assert read_table(folder, "counts").num_rows == judged["samples"]
+
+
+@pytest.mark.parametrize("others", [(), ("c", "d")])
+def test_a_run_that_another_process_adds_between_look_and_commit_is_not_added_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: tuple[str, ...]
+) -> None:
+    append_run(tmp_path, "a", rows_of("a"))
+
+    def overtaken(*given: Any, **more: Any) -> None:
+        monkeypatch.setattr(tables, "write_deltalake", write_deltalake)
+        for run in ("b", *others):
+            assert tables._commit(tmp_path, "counts", run, rows_of(run)["counts"])
+        write_deltalake(*given, **more)
+
+    monkeypatch.setattr(tables, "write_deltalake", overtaken)
+    assert not tables._commit(tmp_path, "counts", "b", rows_of("b")["counts"])
+    found = tables._read(tmp_path, "counts", tables._open(tmp_path, "counts"), ["run"])["run"].to_pylist()
+    assert sorted(found) == sorted(2 * ("a", "b", *others))
+
+
+def test_a_table_left_out_has_no_rows_in_another_attempt_either(tmp_path: Path) -> None:
+    append_run(tmp_path, "a", rows_of("a"))
+    tables._commit(tmp_path, "counts", "b", rows_of("b")["counts"])
+    with pytest.raises(Conflict, match="'b' has other rows in counts"):
+        append_run(tmp_path, "b", {"scores": rows_of("b")["scores"]})
     assert ours(tmp_path) == ["a"]
-    assert read_table(tmp_path, "counts").num_rows == 2
 
 
 def die_before(folder: Path, run: str, name: str) -> None:
