@@ -77,7 +77,6 @@ def plane_tables(
         size: (height, width) of a plane, in pixels.
         depth_min, depth_max: metres; voxels nearer or further have no cell. The grid stays where it is: volumes lie in the files as
             0.4 m and 6.0 m place them.
-
         origin: (3,) index of the camera centre at the full grid, as ``camera_index`` measures it: a voxel then falls on the nearest
             pixel. None for the reference's placing, which is about a voxel off, and its pixels, which are cut down.
 
@@ -90,55 +89,95 @@ def plane_tables(
     """
     if grid not in GRIDS:
         raise ConfigError(f"grid {grid}: allowed is {', '.join(map(str, GRIDS))}")
+    height, width = size
+    camera = adjust_intrinsics(pinhole(intrinsics), image_size, (width, height))
+    index = scale_index(np.arange(grid), grid, FULL_GRID).astype(np.float32)
+    u, v, z = project_voxels(index, camera, (width, height), depth_min=depth_min, depth_max=depth_max, origin=origin)
+    return PlaneTables(_whole(u), _whole(v), plane_of(torch.from_numpy(z), planes, depth_max).int(), planes, (height, width))
+
+
+def pinhole(intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(3, 3) float64 of (4, 4) or (3, 3) intrinsics, which no axis but its own may enter.
+
+    Raises:
+        ConfigError: a skewed camera, whose columns depend on all three indices of a voxel.
+    """
     camera = np.asarray(intrinsics, np.float64)[:3, :3]
     if camera[0, 1] or np.any(camera[1:, 0]) or camera[2, 1] or camera[2, 2] != 1:
         raise ConfigError(f"intrinsics {camera.tolist()}: allowed is ((f, 0, c), (0, f, c), (0, 0, 1))")
-    height, width = size
-    camera = adjust_intrinsics(camera, image_size, (width, height))
-    index = scale_index(np.arange(grid), grid, FULL_GRID).astype(np.float32)
-    ends = np.array([NEAR_M, FAR_M])
-    z = _place(index, ends, None if origin is None else origin[2])
+    return camera
+
+
+def plane_of(depth: torch.Tensor, planes: int, depth_max: float) -> torch.Tensor:
+    """Which of the slabs of 0..``depth_max`` a depth lies in, the last one at most; -1 of a negative depth, which means none.
+
+    Args:
+        depth: (...) float32, metres.
+
+    Returns:
+        (...) int64.
+    """
+    return torch.floor(depth * planes / depth_max).clamp(-1, planes - 1).long()
+
+
+def project_voxels(
+    index: NDArray[np.float32],
+    camera: NDArray[np.float64],
+    size: tuple[int, int],
+    *,
+    grid: int = FULL_GRID,
+    voxel_m: float = FULL_VOXEL_M,
+    depth_min: float = NEAR_M,
+    depth_max: float = FAR_M,
+    origin: NDArray[np.float64] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Where voxels are seen, as separable tables.
+
+    Args:
+        index: (N,) float32, indices along each of the axes alike.
+        camera: (3, 3) float64 of ``pinhole``, pixels of an image of ``size``.
+        size: (width, height) in pixels.
+        grid, voxel_m: what ``index`` counts: voxels a side, and the edge of one in metres.
+        depth_min, depth_max: metres; nothing nearer or further is seen.
+        origin: (3,) index of the camera centre, as measured; see ``plane_tables``.
+
+    Returns:
+        u (N, N) by [i, k] and v (N, N) by [j, k] in pixels, and depth (N,) by [k] in metres; -1 outside the image or the depths.
+    """
+    low, high = NEAR_M, FAR_M
+    z = _places(index, np.array([low, high]), grid, voxel_m, None if origin is None else origin[2])
     kept = (z >= np.float32(depth_min)) & (z <= np.float32(depth_max))
-    u, v = (
-        _pixels(index, z, kept, camera[axis, axis], camera[axis, 2], length, None if origin is None else origin[axis])
-        for axis, length in ((0, width), (1, height))
-    )
-    plane = np.minimum(np.floor(z * np.float32(planes) / np.float32(depth_max)), planes - 1)
-    return PlaneTables(u, v, torch.from_numpy(np.where(kept, plane, -1).astype(np.int32)), planes, (height, width))
+    seen = []
+    for axis, length in enumerate(size):
+        focal, centre = camera[axis, axis], camera[axis, 2]
+        ends = np.outer((np.array([0, length]) - centre) / focal, [low, high])
+        across = _places(index, ends, grid, voxel_m, None if origin is None else origin[axis])[:, None]
+        pixel = np.full((index.size, index.size), -1, np.float32)
+        np.divide(np.float32(focal) * across + np.float32(centre) * z, z, out=pixel, where=kept)
+        if origin is not None:
+            np.rint(pixel, out=pixel)
+        seen.append(np.where((pixel >= 0) & (pixel < length), pixel, np.float32(-1)))
+    return seen[0], seen[1], np.where(kept, z, np.float32(-1))
 
 
-def _place(index: NDArray[np.float32], ends: NDArray[np.float64], origin: float | None) -> NDArray[np.float32]:
-    """Metres along one axis of voxels of the full grid: from ``origin`` where it is known.
+def _places(
+    index: NDArray[np.float32], ends: NDArray[np.float64], grid: int, voxel_m: float, origin: float | None
+) -> NDArray[np.float32]:
+    """Metres along one axis of voxels: from ``origin`` where it is known.
 
     Else the grid has the frustum, from least to greatest of ``ends``, in its middle; half of an odd padding is not rounded, and one
     more voxel is taken off (sic).
     """
     if origin is not None:
-        return (index - np.float32(origin)) * np.float32(FULL_VOXEL_M)
-    low, high = ends.min() / FULL_VOXEL_M, ends.max() / FULL_VOXEL_M
-    padding = (FULL_GRID - np.ceil(high - low)) / 2
-    placed: NDArray[np.float32] = (index - np.float32(padding) - 1) * np.float32(FULL_VOXEL_M) + np.float32(low * FULL_VOXEL_M)
+        return (index - np.float32(origin)) * np.float32(voxel_m)
+    low, high = ends.min() / voxel_m, ends.max() / voxel_m
+    padding = (grid - np.ceil(high - low)) / 2
+    placed: NDArray[np.float32] = (index - np.float32(padding) - 1) * np.float32(voxel_m) + np.float32(low * voxel_m)
     return placed
 
 
-def _pixels(
-    index: NDArray[np.float32],
-    z: NDArray[np.float32],
-    kept: NDArray[np.bool_],
-    focal: float,
-    centre: float,
-    length: int,
-    origin: float | None,
-) -> torch.Tensor:
-    """(grid, grid) int32: the pixel along one axis, of 0..``length`` - 1, by the index on that axis and by depth; -1 for none."""
-    ends = np.outer((np.array([0, length]) - centre) / focal, [NEAR_M, FAR_M])
-    across = _place(index, ends, origin)[:, None]
-    pixel = np.full((index.size, index.size), -1, np.float32)
-    np.divide(np.float32(focal) * across + np.float32(centre) * z, z, out=pixel, where=kept)
-    if origin is not None:
-        np.rint(pixel, out=pixel)
-    seen = kept & (pixel >= 0) & (pixel < length)
-    return torch.from_numpy(np.where(seen, np.floor(pixel), -1).astype(np.int32))
+def _whole(pixels: NDArray[np.float32]) -> torch.Tensor:
+    return torch.from_numpy(np.floor(pixels).astype(np.int32))
 
 
 def plane_occupancy(voxels: torch.Tensor, tables: PlaneTables) -> torch.Tensor:
@@ -165,11 +204,11 @@ def plane_occupancy(voxels: torch.Tensor, tables: PlaneTables) -> torch.Tensor:
     cell = of_column.index_select(0, column) + of_row.index_select(0, voxels & (grid * grid - 1))
     hit = torch.zeros(none + 1, dtype=torch.bool, device=voxels.device)  # the last takes what falls nowhere
     hit.index_fill_(0, cell.clamp_(max=none).long(), True)
-    return _with_neighbours(hit[:-1].reshape(tables.planes, height, width))
+    return with_neighbours(hit[:-1].reshape(tables.planes, height, width))
 
 
-def _with_neighbours(cells: torch.Tensor) -> torch.Tensor:
-    """A max-pool of 3 on each axis, stride 1, of booleans."""
+def with_neighbours(cells: torch.Tensor) -> torch.Tensor:
+    """A max-pool of 3 on each axis, stride 1, of booleans: (X, Y, Z) -> (X, Y, Z)."""
     for axis, length in reversed(list(enumerate(cells.shape))):
         grown = cells.clone()
         grown.narrow(axis, 1, length - 1).logical_or_(cells.narrow(axis, 0, length - 1))

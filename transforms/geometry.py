@@ -66,7 +66,7 @@ def adjust_intrinsics(intrinsics: NDArray[np.float64], old_size: tuple[int, int]
     return adjusted
 
 
-def _frustum_corners(intrinsics: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
+def frustum_corners(intrinsics: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
     """(8, 3) float64: the frustum's corners in voxels of 0.03 m, camera frame; ``size`` is (width, height) in pixels."""
     pixels = np.array([(u, v, 1.0) for u in (0, size[0]) for v in (0, size[1])])
     rays = pixels @ np.linalg.inv(np.asarray(intrinsics, np.float64)[:3, :3]).T
@@ -93,7 +93,7 @@ def camera_index(source: str, intrinsics: NDArray[np.float64], size: tuple[int, 
     >>> camera_index("front3d", np.array(FRONT3D_INTRINSICS), (320, 240), 256).round(3)
     array([127.109, 127.742,  21.667])
     """
-    corners = _frustum_corners(intrinsics, size)
+    corners = frustum_corners(intrinsics, size)
     low, high = corners.min(axis=0), corners.max(axis=0)
     half = (FULL_GRID - np.ceil(high - low)) / 2
     offset = np.floor(half) if source == "matterport" else half + (-0.5, 0.5, 0.5)
