@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 from scenemill.transforms.geometry import (
     FRONT3D_INTRINSICS,
     GRIDS,
-    _frustum_corners,
     adjust_intrinsics,
     back_project,
     camera_index,
     front3d_frustum,
+    frustum_corners,
     matterport_frustum,
     scale_index,
     voxel_size_m,
@@ -64,16 +64,16 @@ def test_the_smallest_corner_is_that_of_the_image_corners_at_near_and_far() -> N
         for v in (0, 240)
         for z in (0.4 / 0.03, 6.0 / 0.03)
     ]
-    assert _frustum_corners(RELEASED_K, SIZE).min(axis=0) == pytest.approx(np.min(corners, axis=0))
+    assert frustum_corners(RELEASED_K, SIZE).min(axis=0) == pytest.approx(np.min(corners, axis=0))
 
 
 def test_the_camera_of_3d_front_is_where_wall_planes_put_it() -> None:
     assert np.abs(camera_index("front3d", K, SIZE, 256) - (127.085, 127.743, 21.677)).max() < 0.03
-    assert camera_index("front3d", K, SIZE, 256) == pytest.approx(-_frustum_corners(K, SIZE).min(axis=0) + (12, 41.5, 35))
+    assert camera_index("front3d", K, SIZE, 256) == pytest.approx(-frustum_corners(K, SIZE).min(axis=0) + (12, 41.5, 35))
 
 
 def test_the_camera_of_matterport_is_half_the_padding_from_the_corner() -> None:
-    x, y, _ = _frustum_corners(RELEASED_K, SIZE).min(axis=0)
+    x, y, _ = frustum_corners(RELEASED_K, SIZE).min(axis=0)
     assert camera_index("matterport", RELEASED_K, SIZE, 256) == pytest.approx((-x + 9, -y + 33, 65 / 3))
 
 
