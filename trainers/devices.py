@@ -36,36 +36,35 @@ def make_fabric(config: ExperimentConfig) -> "Fabric":
     held = config.train
     cuda = torch.cuda.is_available()
     devices = list(gpus_of(held.num_gpus, held.gpu_ids))
-    several = len(devices) * held.num_nodes > 1
+    processes = len(devices) * held.num_nodes
     start = "spawn" if held.num_nodes == 1 else "popen"
-    return Fabric(
+    fabric = Fabric(
         accelerator="cuda" if cuda else "cpu",
         devices=devices if cuda else len(devices),
         num_nodes=held.num_nodes,
-        strategy=_strategy(held.distributed_strategy, start, len(devices) * held.num_nodes) if several else "auto",
+        strategy=_strategy(held.distributed_strategy, start, processes) if processes > 1 else "auto",
         precision=_PRECISIONS[held.precision],  # type: ignore[arg-type]  # one of its literals
     )
+    if processes > 1 and held.distributed_strategy == "fsdp" and start == "spawn":
+        _start_from_function(fabric.strategy)
+    return fabric
 
 
 def _strategy(name: str, start: str, processes: int) -> Any:
     from lightning_fabric.strategies.ddp import DDPStrategy
-    from lightning_fabric.strategies.launchers.multiprocessing import _MultiProcessingLauncher
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
-    if name == "ddp":
-        return DDPStrategy(find_unused_parameters=True, start_method=start)  # type: ignore[arg-type]  # one of its literals
+    if name == "fsdp":
+        return ModelParallelStrategy(shard, data_parallel_size=processes, tensor_parallel_size=1)
+    return DDPStrategy(find_unused_parameters=True, start_method=start)  # type: ignore[arg-type]  # one of its literals
 
-    class Sharded(ModelParallelStrategy):
-        """Starts processes from within a function, as DDP's does; by itself it starts the whole command again."""
 
-        def _configure_launcher(self) -> None:
-            environment = self.cluster_environment
-            if start == "spawn" and environment is not None and not environment.creates_processes_externally:
-                self._launcher = _MultiProcessingLauncher(self, start_method="spawn")  # type: ignore[arg-type]
-            else:
-                super()._configure_launcher()
+def _start_from_function(strategy: Any) -> None:
+    """Let a strategy start processes that call a function, as DDP's does; by itself this one starts the whole command again."""
+    from lightning_fabric.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
-    return Sharded(shard, data_parallel_size=processes, tensor_parallel_size=1)
+    if not strategy.cluster_environment.creates_processes_externally:
+        strategy._launcher = _MultiProcessingLauncher(strategy, start_method="spawn")
 
 
 def shard(model: nn.Module, mesh: "DeviceMesh") -> nn.Module:
