@@ -31,6 +31,7 @@ from scenemill.trainers.collate import Batch, Packed, collate, expand_batch, occ
 from scenemill.trainers.examples import Example, ExampleReader, Skipped
 from scenemill.trainers.order import Order, Visit
 from scenemill.trainers.planes import PLANES
+from scenemill.trainers.sidefiles import Generated, frustum_of, generated_root, list_generated
 from scenemill.trainers.volumes import Canvas, interpolated
 
 if TYPE_CHECKING:
@@ -42,13 +43,40 @@ ON_ERROR: Final = ("raise", "skip", "replace")
 
 @dataclass(frozen=True)
 class _Member:
-    """The samples of one store in a dataset."""
+    """The samples of one store in a dataset: those that are stored, then generated images, each with the row of a stored one.
+
+    Keys and paths are Arrow arrays: no Python string per sample, which forked workers would copy by counting references.
+    """
 
     store: "Store"
-    keys: Any  # an Arrow array: no Python string per sample, which forked workers would copy by counting references
+    keys: Any
     rows: NDArray[np.int64]
     has_room_mask: NDArray[np.bool_]
     reader: ExampleReader
+    raw: Path | None = None  # the folder that the paths of generated images are in
+    paths: Any = ()
+    shows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # the places of the stored ones they show
+
+    def key(self, place: int) -> str:
+        """``scene/image`` of a sample."""
+        return str(self.keys[place].as_py())
+
+    def read(self, place: int, visit: Visit) -> Example:
+        """Make the example of a sample."""
+        return self.reader.read(visit=visit, **self._located(place))
+
+    def read_only(self, place: int) -> int:
+        """Read a sample and make nothing of it; see ``ExampleReader.read_only``."""
+        return self.reader.read_only(**self._located(place))
+
+    def _located(self, place: int) -> dict[str, Any]:
+        """What a sample is read from."""
+        row = {"row": int(self.rows[place]), "has_room_mask": bool(self.has_room_mask[place])}
+        number = place - (len(self.rows) - len(self.shows))
+        if self.raw is None or number < 0:
+            return {"key": self.key(place), **row}
+        sample = self.key(int(self.shows[number]))
+        return {"key": sample, **row, "image": Generated(self.key(place), sample, self.raw, str(self.paths[number].as_py()))}
 
 
 class SceneDataset(Dataset[Example | Skipped]):
@@ -58,14 +86,16 @@ class SceneDataset(Dataset[Example | Skipped]):
         stores: open stores or their folders.
         split: name of a split list; None for all samples.
         config: what an example holds; None for the defaults. Without ``enable_3d`` and ``enable_mp_occ`` no volume is ever read.
-        training: True to augment, False for the fixed preparation of validation and test.
+        training: True to augment, and to add the generated images that ``augmentation.gen_aug_weight`` asks for, each a sample with
+            the labels of a stored one; False for the fixed preparation of validation and test.
         seed: of augmentation.
         planes: of multi-plane occupancy.
         on_error: what happens when a stored sample cannot be read: "raise"; "skip", it is left out of its batch and counted; or
             "replace", the next sample that can be read takes its place and it is counted.
 
     Raises:
-        ConfigError: no store, no samples in the split, stores whose images or grids differ, or a value out of its range.
+        ConfigError: no store, no samples in the split, stores whose images or grids differ, a value out of its range, or a file that
+            ``config`` names and that is not there or no such file.
         Corrupt: (from indexing) a sample cannot be read; the message names part, file and sample, and how to repair.
     """
 
@@ -91,22 +121,33 @@ class SceneDataset(Dataset[Example | Skipped]):
         self.config = config = config or DatasetConfig()
         self.on_error = on_error
         with_rooms = any(store.layout.source == "matterport" for store in opened)
-        common = len(opened) == 1 and bool(opened[0].layout.frustum)
+        frustums = [frustum_of(config, store) if config.enable_3d else None for store in opened]
+        common = len(opened) == 1
+        raw = generated_root(config) if training and config.augmentation.gen_aug_weight else None
         self._members = [
             _member(
                 store,
                 split,
                 ExampleReader(
-                    store, config, training=training, seed=seed, planes=planes, with_rooms=with_rooms, own_frustum=not common
+                    store,
+                    config,
+                    training=training,
+                    seed=seed,
+                    planes=planes,
+                    with_rooms=with_rooms,
+                    frustum=None if common else frustum,
                 ),
+                raw,
             )
-            for store in opened
+            for store, frustum in zip(opened, frustums, strict=True)
         ]
         self._ends = np.cumsum([len(member.rows) for member in self._members])
         if not self._ends[-1]:
             names = ", ".join(sorted({name for store in opened for name in _splits(store)}))
             raise ConfigError(f"no samples in split {split!r} of {', '.join(str(store.root) for store in opened)}; it has {names}")
-        self.frustum = torch.from_numpy(opened[0].frustum) if config.enable_3d and common else None
+        if raw is not None and not any(len(member.shows) for member in self._members):
+            raise ConfigError(f"0 generated images for split {split!r} under {raw}; expected augment/<scene>/rgb_<image>*.png")
+        self.frustum = torch.from_numpy(frustums[0]) if common and frustums[0] is not None else None
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -128,7 +169,7 @@ class SceneDataset(Dataset[Example | Skipped]):
     def key(self, sample: int) -> str:
         """``scene/image`` of a sample."""
         member, place = self._place(sample)
-        return str(member.keys[place].as_py())
+        return member.key(place)
 
     def _place(self, sample: int) -> tuple[_Member, int]:
         number = int(np.searchsorted(self._ends, sample, side="right"))
@@ -145,14 +186,12 @@ class SceneDataset(Dataset[Example | Skipped]):
 
     def _read(self, visit: Visit) -> Example:
         member, place = self._place(visit.sample)
-        key, row = self.key(visit.sample), int(member.rows[place])
-        return member.reader.read(key, row, visit, has_room_mask=bool(member.has_room_mask[place]))
+        return member.read(place, visit)
 
     def read_only(self, visit: Visit) -> int:
         """Read and decode what a visit needs and make nothing of it: for measuring. Returns the bytes of its stored chunks."""
         member, place = self._place(visit.sample)
-        row, has_room_mask = int(member.rows[place]), bool(member.has_room_mask[place])
-        return member.reader.read_only(self.key(visit.sample), row, has_room_mask=has_room_mask)
+        return member.read_only(place)
 
     def _replacement(self, visit: Visit, skipped: Skipped) -> Example | Skipped:
         if self.on_error == "skip":
@@ -186,12 +225,31 @@ def _splits(store: "Store") -> set[str]:
     return {name for names in store.samples["splits"].to_pylist() for name in names}
 
 
-def _member(store: "Store", split: str | None, reader: ExampleReader) -> _Member:
+def _member(store: "Store", split: str | None, reader: ExampleReader, raw: Path | None) -> _Member:
     samples = store.samples.select(["key", "row", "fields", "splits"])
     if split is not None:
         samples = samples.filter([split in names for names in samples["splits"].to_pylist()])
     has_room_mask = np.array(["room_mask" in names for names in samples["fields"].to_pylist()], bool)
-    return _Member(store, samples["key"].combine_chunks(), samples["row"].to_numpy().astype(np.int64), has_room_mask, reader)
+    member = _Member(store, samples["key"].combine_chunks(), samples["row"].to_numpy().astype(np.int64), has_room_mask, reader)
+    return member if raw is None else _with_generated(member, raw)
+
+
+def _with_generated(member: _Member, raw: Path) -> _Member:
+    """The samples of a store, and behind them the generated images of those samples."""
+    import pyarrow as pa
+
+    places = {key: place for place, key in enumerate(member.keys.to_pylist())}
+    images = [image for image in list_generated(raw, member.store.keys) if image.sample in places]
+    shows = np.array([places[image.sample] for image in images], np.int64)
+    return replace(
+        member,
+        keys=pa.concat_arrays([member.keys, pa.array([image.key for image in images], member.keys.type)]),
+        rows=np.concatenate([member.rows, member.rows[shows]]),
+        has_room_mask=np.concatenate([member.has_room_mask, member.has_room_mask[shows]]),
+        raw=raw,
+        paths=pa.array([image.path for image in images], pa.string()),
+        shows=shows,
+    )
 
 
 @dataclass

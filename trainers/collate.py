@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from scenemill.schemas.dataset import DatasetConfig
+from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.augment import IGNORE_LABEL
 from scenemill.trainers.examples import Example, Skipped
 from scenemill.trainers.order import Visit
 from scenemill.trainers.volumes import LEVELS, Canvas, VolumeBatch, expand, join, mask_offsets
 
 _PADDING: Final = {"image": 128, "semantic": IGNORE_LABEL}  # of images smaller than the largest of their batch; anything else: 0
+_OF_INSTANCES: Final = ("gt_", "mean_depths")  # what has a row for each instance begins so; anything else has one for each sample
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class InstanceTargets:
         gt_masks: (N, H, W) bool.
         gt_depths: (N, H, W) float32, the depth map in metres, N times the same memory.
         mean_depths: (N,) float32, metres.
-        loss_weight: of this sample.
+        loss_weight: of this sample; below 1 for a generated image.
         gt_masks_3d_256, gt_masks_3d_128, gt_masks_3d_64: (N, g, g, g) bool at the full, half and quarter grid; None without volumes.
     """
 
@@ -64,6 +66,7 @@ class Batch:
         masks_of: (B,) int64, instances of each sample.
         volumes: blocks that are not expanded yet; None otherwise.
         skipped: samples left out or replaced because they could not be read.
+        loss_weights: of each sample; empty for 1 each.
     """
 
     keys: tuple[str, ...]
@@ -74,6 +77,7 @@ class Batch:
     masks_of: Tensor
     volumes: VolumeBatch | None = None
     skipped: tuple[Skipped, ...] = ()
+    loss_weights: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -88,14 +92,40 @@ class Batch:
     def instances(self) -> list[InstanceTargets]:
         """The instances of each sample, as views of the batch's tensors."""
         volumes = [f"gt_masks_3d_{level}" for level in LEVELS if f"gt_masks_3d_{level}" in self.tensors]
+        weights = self.loss_weights or (1.0,) * len(self.masks_of)
         found = []
         for sample, (first, end) in enumerate(mask_offsets(self.masks_of)):
             ids, classes, masks, mean_depths, *dense = (
                 self.tensors[name][first:end] for name in ("gt_ids", "gt_classes", "gt_masks", "mean_depths", *volumes)
             )
             depth = self.tensors["depth"][sample]
-            found.append(InstanceTargets(ids, classes, masks, depth.expand(end - first, *depth.shape), mean_depths, 1.0, *dense))
+            depths = depth.expand(end - first, *depth.shape)
+            found.append(InstanceTargets(ids, classes, masks, depths, mean_depths, weights[sample], *dense))
         return found
+
+    def one(self, sample: int) -> "Batch":
+        """The batch of one of its samples alone, as views.
+
+        Raises:
+            ConfigError: its volumes are blocks still.
+        """
+        if self.volumes is not None:
+            raise ConfigError("a batch whose volumes are blocks has no part of one sample: expand it first")
+        first, end = mask_offsets(self.masks_of)[sample]
+        own = {
+            name: tensor[first:end] if name.startswith(_OF_INSTANCES) else tensor[sample : sample + 1]
+            for name, tensor in self.tensors.items()
+        }
+        here = slice(sample, sample + 1)
+        return Batch(
+            self.keys[here],
+            self.visits[here],
+            self.sizes[here],
+            self.unpadded[here],
+            own,
+            self.masks_of[here],
+            loss_weights=self.loss_weights[here],
+        )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The same on another device; ``masks_of`` stays, the host asks for it."""
@@ -144,6 +174,7 @@ def collate(examples: Sequence[Example | Skipped]) -> Batch:
         masks_of=torch.tensor([len(held.ids) for held in instances], dtype=torch.int64),
         volumes=join(volumes) if volumes else None,
         skipped=(*skipped, *replaced),
+        loss_weights=tuple(example.loss_weight for example in found),
     )
 
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scenemill.schemas.dataset import MEASURED, DatasetConfig
-from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import Field
 from scenemill.schemas.labels import VOID
 from scenemill.trainers.augment import (
@@ -23,9 +22,10 @@ from scenemill.trainers.augment import (
     resize_nearest,
     resize_rgb,
 )
-from scenemill.trainers.instances import Instances, depth_units, evaluation_semantic, instances_of, stuff_of
+from scenemill.trainers.instances import Instances, depth_units, evaluation_semantic, instances_of, learned_classes, stuff_of
 from scenemill.trainers.order import Visit
 from scenemill.trainers.planes import PlaneTables, plane_occupancy, plane_tables
+from scenemill.trainers.sidefiles import Generated, label_map_of, read_generated
 from scenemill.trainers.volumes import VolumeBatch
 from scenemill.transforms.geometry import FULL_GRID, TRUNCATION_VOXELS, adjust_intrinsics, camera_index
 
@@ -51,6 +51,7 @@ class Example:
         tensors: what batches stack.
         instances: masks, classes and mean depths of the image.
         volumes: blocks; None without volumes.
+        loss_weight: of the sample; below 1 for a generated image.
         replaces: the sample that should have been here but could not be read.
     """
 
@@ -61,6 +62,7 @@ class Example:
     tensors: dict[str, Tensor]
     instances: Instances
     volumes: VolumeBatch | None
+    loss_weight: float = 1.0
     replaces: "Skipped | None" = None
 
 
@@ -82,11 +84,22 @@ class ExampleReader:
         seed: of augmentation.
         planes: of multi-plane occupancy.
         with_rooms: True to give every image a room mask, all True where the source has none.
-        own_frustum: True to give every sample its frustum, also where all samples of the store share one.
+        frustum: (X, Y, Z) bool, to give every sample; None where each has its own, or the batch has one for all.
+
+    Raises:
+        ConfigError: the label map cannot be read.
     """
 
     def __init__(
-        self, store: "Store", config: DatasetConfig, *, training: bool, seed: int, planes: int, with_rooms: bool, own_frustum: bool
+        self,
+        store: "Store",
+        config: DatasetConfig,
+        *,
+        training: bool,
+        seed: int,
+        planes: int,
+        with_rooms: bool,
+        frustum: NDArray[np.bool_] | None = None,
     ) -> None:
         self._store = store
         self._config = config
@@ -96,17 +109,26 @@ class ExampleReader:
         self._plane_count = planes
         self._fields = {field.name: field for field in store.layout.fields}
         self._matterport = store.layout.source == "matterport"
-        self._stuff = stuff_of(store.layout.source) if config.stuff_classes is None else config.stuff_classes
-        self._shared_frustum = _frustum_blocks(store) if config.enable_3d and own_frustum and store.layout.frustum else None
+        self._labels = label_map_of(config)
+        stuff = stuff_of(store.layout.source) if config.stuff_classes is None else config.stuff_classes
+        self._stuff = self._labels.stuff(stuff)
+        self._things = self._labels.things(config.num_thing_classes)
+        self._shared_frustum = None if frustum is None else _frustum_blocks(frustum)
 
-    def read(self, key: str, row: int, visit: Visit, *, has_room_mask: bool) -> Example:
+    def read(self, key: str, row: int, visit: Visit, *, has_room_mask: bool, image: Generated | None = None) -> Example:
         """Make one example.
 
+        Args:
+            key: of the sample in the store.
+            row: of it.
+            visit: why.
+            has_room_mask: whether it has one.
+            image: the generated image to take in place of its own; the example then has that image's key.
+
         Raises:
-            Corrupt: a file is missing or damaged; the message names part, file, sample and repair.
+            Corrupt: a file is missing or damaged; the message names file, sample and repair.
         """
-        names = [*_IMAGE_FIELDS, *(["room_mask"] if has_room_mask else [])]
-        arrays = self._arrays(key, row, names)
+        arrays = self._image_arrays(key, row, has_room_mask, image)
         config = self._config
         if self._matterport:
             arrays["depth"] = _without_far(arrays["depth"], config.depth_min, config.depth_max)
@@ -119,7 +141,7 @@ class ExampleReader:
             view.depth,
             min_pixels=config.min_instance_pixels,
             stuff_classes=self._stuff,
-            num_thing_classes=config.num_thing_classes,
+            thing_classes=self._things,
             ignore_label=IGNORE_LABEL,
         )
         tensors = self._image_tensors(arrays, view, has_room_mask)
@@ -131,16 +153,17 @@ class ExampleReader:
             if config.enable_3d:
                 volumes = self._volumes(key, row, distance, found)
         size = (arrays["rgb"].shape[0], arrays["rgb"].shape[1])
-        return Example(key, visit, size, view.unpadded_shape, tensors, found, volumes)
+        weight = 1.0 if image is None else config.augmentation.gen_aug_weight
+        return Example(key if image is None else image.key, visit, size, view.unpadded_shape, tensors, found, volumes, weight)
 
-    def read_only(self, key: str, row: int, *, has_room_mask: bool) -> int:
+    def read_only(self, key: str, row: int, *, has_room_mask: bool, image: Generated | None = None) -> int:
         """Read and decode all that ``read`` would, and make nothing of it: for measuring.
 
         Returns:
-            Bytes of the stored chunks.
+            Bytes of the stored chunks; a generated image is none.
         """
-        names = [*_IMAGE_FIELDS, *(["room_mask"] if has_room_mask else [])]
-        self._arrays(key, row, names)
+        names = list(self._image_arrays(key, row, has_room_mask, image))
+        names = names if image is None else [name for name in names if name != "rgb"]
         if self._config.enable_3d or self._config.enable_mp_occ:
             self._distance(key, row)
             names.append("geometry")
@@ -150,11 +173,17 @@ class ExampleReader:
             names += ["weighting", "semantic_3d", "instance_3d", *(["outside"] if "outside" in self._fields else [])]
         return sum(self._store.reader.stored_byte(self._fields[name], row) for name in names)
 
-    def _arrays(self, key: str, row: int, names: list[str]) -> Arrays:
+    def _image_arrays(self, key: str, row: int, has_room_mask: bool, image: Generated | None) -> Arrays:
+        """The maps of an image, its classes as they are learned."""
+        names = [*_IMAGE_FIELDS, *(["room_mask"] if has_room_mask else [])]
         arrays = {}
         for name in names:
+            if name == "rgb" and image is not None:
+                arrays[name] = read_generated(image, self._store.layout.image)
+                continue
             with self._store.guarded(key, row, [self._fields[name]]):
                 arrays[name] = self._store.reader.array(self._fields[name], row)
+        arrays["semantic_2d"] = learned_classes(arrays["semantic_2d"], self._labels)
         return arrays
 
     def _view(self, arrays: Arrays, visit: Visit) -> View:
@@ -249,12 +278,12 @@ class ExampleReader:
         )
 
     def _labels_and_weight(self, key: str, row: int) -> "tuple[Blocks, NDArray[Any], NDArray[Any], NDArray[Any]]":
-        """Blocks of the weight; voxels that have a label, their classes and their instances."""
+        """Blocks of the weight; voxels that have a label, their classes as they are learned, and their instances."""
         weight, semantic, instance = (self._fields[name] for name in ("weighting", "semantic_3d", "instance_3d"))
         with self._store.guarded(key, row, [semantic, instance]):
             voxels, (classes, instances) = self._store.reader.voxels([semantic, instance], row)
         with self._store.guarded(key, row, [weight]):
-            return self._store.reader.blocks(weight, row), voxels, classes, instances
+            return self._store.reader.blocks(weight, row), voxels, learned_classes(classes, self._labels), instances
 
     def _own_frustum(self, key: str, row: int) -> "Blocks | None":
         field: Field | None = self._fields.get("outside")
@@ -272,14 +301,11 @@ def _places(blocks: "Blocks") -> Tensor:
     return torch.from_numpy(places)
 
 
-def _frustum_blocks(store: "Store") -> "Blocks":
+def _frustum_blocks(frustum: NDArray[np.bool_]) -> "Blocks":
     from scenemill.transforms.blocks import Blocks, blocked, blocks_with_content
 
-    frustum = store.frustum
-    if frustum is None:
-        raise ConfigError(f"{store}: no frustum that all samples share")
     content = blocks_with_content(frustum, False)
-    return Blocks(np.argwhere(content), blocked(frustum)[content], False, store.layout.grid)
+    return Blocks(np.argwhere(content), blocked(frustum)[content], False, len(frustum))
 
 
 def _generator(seed: int, kind: int, *place: int) -> np.random.Generator:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.labels import VOID
+from scenemill.schemas.labels import VOID, LabelMap
 from scenemill.trainers.metrics import STUFF, form_of
 from scenemill.trainers.segments import check_shapes
 
@@ -49,6 +49,25 @@ def stuff_of(source: str) -> tuple[int, ...]:
     return STUFF[form_of(source)]
 
 
+def learned_classes(semantic: NDArray[np.uint8], labels: LabelMap) -> NDArray[np.uint8]:
+    """The classes that a model learns, in place of the stored ones; the same array where a label map keeps every id.
+
+    Args:
+        semantic: any shape, uint8, stored classes.
+        labels: what is learned of them; a value that is no stored class stays as it is.
+
+    >>> labels = LabelMap(learned=(0, 1, 2, 3, 4, 5, 5, 7, 8, 0, 10, 11, 12))
+    >>> learned_classes(np.array([5, 6, 9, 10], np.uint8), labels)
+    array([ 5,  5,  0, 10], dtype=uint8)
+    """
+    if labels.keeps_ids:
+        return semantic
+    table = np.arange(_LABELS, dtype=np.uint8)
+    table[: len(labels.learned)] = labels.learned
+    found: NDArray[np.uint8] = table[semantic]
+    return found
+
+
 def instances_of(
     semantic: NDArray[np.uint8],
     instance: NDArray[np.integer[Any]],
@@ -56,7 +75,7 @@ def instances_of(
     *,
     min_pixels: int,
     stuff_classes: Sequence[int],
-    num_thing_classes: int,
+    thing_classes: Sequence[int],
     ignore_label: int,
 ) -> Instances:
     """The targets of one image.
@@ -70,7 +89,7 @@ def instances_of(
         depth: (H, W) floats, metres; 0 is unknown.
         min_pixels: instances of this many pixels or fewer are dropped.
         stuff_classes: classes that get one mask each.
-        num_thing_classes: class c is a thing where 1 <= c <= this.
+        thing_classes: classes whose instances get a mask each, but for those that are stuff as well.
         ignore_label: of pixels that teach nothing; no mask is of this class.
 
     Raises:
@@ -78,7 +97,7 @@ def instances_of(
 
     >>> semantic, instance = np.array([[3, 3, 10]], np.uint8), np.array([[7, 7, 2]], np.uint16)
     >>> found = instances_of(semantic, instance, np.array([[1.0, 0.0, 2.0]], np.float32), min_pixels=0, stuff_classes=(10, 11),
-    ...                      num_thing_classes=9, ignore_label=255)
+    ...                      thing_classes=range(1, 10), ignore_label=255)
     >>> found.ids.tolist(), found.classes.tolist(), found.mean_depth.tolist()
     ([7, -1], [3, 10], [1.0, 2.0])
     """
@@ -88,7 +107,7 @@ def instances_of(
     names, pixels, total, known = _tables(semantic, instance, depth)
     majority = pixels.argmax(axis=1)
     is_thing = np.zeros(_LABELS, bool)
-    is_thing[1 : num_thing_classes + 1] = True
+    is_thing[list(thing_classes)] = True
     is_thing[[ignore_label, *stuff_classes]] = False
     things = np.flatnonzero((names > 0) & (pixels.sum(axis=1) > min_pixels) & is_thing[majority])
     stuff = np.array([label for label in sorted({*stuff_classes} - {ignore_label}) if pixels[:, label].any()], np.int64)

@@ -25,7 +25,7 @@ def found_in(
     things: int = 9,
 ) -> Instances:
     return instances_of(
-        semantic, instance, depth, min_pixels=min_pixels, stuff_classes=stuff, num_thing_classes=things, ignore_label=VOID
+        semantic, instance, depth, min_pixels=min_pixels, stuff_classes=stuff, thing_classes=range(1, things + 1), ignore_label=VOID
     )
 
 
