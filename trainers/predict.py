@@ -14,15 +14,22 @@ from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.augment import View, prepare, resize_rgb
 from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage, Rules, Size, postprocess, postprocess_reduced
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1Output
+from scenemill.trainers.sidefiles import label_map_of
 
 
 def rules_of(config: ExperimentConfig) -> Rules:
-    """What the settings keep of what queries say."""
+    """What the settings keep of what queries say.
+
+    Raises:
+        ConfigError: the label map cannot be read.
+    """
+    held = config.dataset
     return Rules(
         object_mask_threshold=config.model.object_mask_threshold,
         overlap_threshold=config.model.overlap_threshold,
-        num_thing_classes=config.dataset.num_thing_classes,
-        depth_scale=config.dataset.depth_scale,
+        num_thing_classes=held.num_thing_classes,
+        depth_scale=held.depth_scale,
+        things=label_map_of(held).things(held.num_thing_classes) if held.label_map else None,
     )
 
 

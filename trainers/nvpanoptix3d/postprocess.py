@@ -24,16 +24,18 @@ class Rules:
         overlap_threshold: the least share of its own mask that a query must own.
         num_thing_classes: class c is a thing where 1 <= c <= this.
         depth_scale: metres; no depth is larger.
+        things: the classes that are things, where a label map says so; None for those that ``num_thing_classes`` says.
     """
 
     object_mask_threshold: float = 0.4
     overlap_threshold: float = 0.5
     num_thing_classes: int = 9
     depth_scale: float = 25.0
+    things: tuple[int, ...] | None = None
 
     def is_thing(self, label: int) -> bool:
         """Whether things of a class are counted one by one."""
-        return 1 <= label <= self.num_thing_classes
+        return 1 <= label <= self.num_thing_classes if self.things is None else label in self.things
 
 
 @dataclass(frozen=True)
@@ -235,4 +237,6 @@ def number_segments(categories: Sequence[int], accepted: Sequence[bool], rules: 
 def _accepted_stuff(label: Tensor, ids: Tensor, rules: Rules) -> Tensor:
     """(S,) int64: the kept queries that are stuff and have a segment."""
     thing = (label >= 1) & (label <= rules.num_thing_classes)
+    if rules.things is not None:
+        thing = torch.isin(label, torch.tensor(rules.things, dtype=label.dtype, device=label.device))
     return torch.nonzero((ids > 0) & ~thing)[:, 0]
