@@ -27,6 +27,7 @@ HOMES = {
     "numcodecs": ("transforms/shards.py",),
     "OpenEXR": ("transforms/images.py", "transforms/rawfiles.py"),
     "pxr": ("trainers/usd.py",),
+    "skimage": ("transforms/meshes.py",),
     "duckdb": ("pipelines/query.py",),
     "deltalake": ("pipelines/tables.py",),
     "matplotlib": ("pipelines/charts.py",),
