@@ -6,8 +6,9 @@ A stage is in metres with Y up. Its default prim is ``/World``, which holds one 
 Source: the UsdGeom schemas of OpenUSD, and the stage layout of the Timelapse specification, so that both kinds of file read alike.
 """
 
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.labels import LABELS, VOID
+from scenemill.schemas.labels import LABELS, VOID, Label
 from scenemill.transforms.meshes import PanopticMesh
 from scenemill.transforms.publish import write_whole
 
@@ -38,10 +39,10 @@ class Polygons:
         counts: (F,) integers, corners of each face, 3 or more.
         indices: (sum of counts,) integers, the vertices of one face after another, counter-clockwise as seen from outside.
         per_vertex, per_face: name -> one value for each: (N,) integers, ids; or (N, 3), colours, uint8 or floats from 0 to 1.
-        groups: name -> (n,) integers, faces; no face is in two groups.
+        groups: name, any text -> (n,) integers, faces; no face is in two groups.
 
     Raises:
-        ConfigError: sizes or ids that do not fit together, or a name that USD does not allow.
+        ConfigError: sizes or ids that do not fit together, or a name of values that USD does not allow.
     """
 
     points: NDArray[Any]
@@ -78,7 +79,6 @@ class Polygons:
 
     def _check_groups(self) -> None:
         for name, faces in self.groups.items():
-            _check_name(name)
             _check_within(f"group {name}", faces, len(self.counts))
         members = np.concatenate([np.empty(0, np.intp), *(faces.astype(np.intp) for faces in self.groups.values())])
         if np.bincount(members).max(initial=0) > 1:
@@ -104,11 +104,12 @@ def _check_name(name: str) -> None:
         raise ConfigError(f"polygons: the name {name!r}; USD takes letters, digits and '_', not a digit first")
 
 
-def panoptic_polygons(mesh: PanopticMesh) -> Polygons:
+def panoptic_polygons(mesh: PanopticMesh, labels: Sequence[Label] = LABELS) -> Polygons:
     """The triangles of a volume with colours, class ids, segment ids, and a group of faces for each class, named after it.
 
     Args:
         mesh: with Y up, as ``upright`` returns it.
+        labels: those that the mesh was made with.
     """
     classes = mesh.face_classes
     present = set(np.unique(classes).tolist()) - {VOID}
@@ -117,7 +118,7 @@ def panoptic_polygons(mesh: PanopticMesh) -> Polygons:
         counts=np.full(len(mesh.faces), 3, np.int32),
         indices=mesh.faces.reshape(-1),
         per_vertex={"displayColor": mesh.colors, "semantic_id": mesh.classes, "segment_id": mesh.segments},
-        groups={label.name: np.flatnonzero(classes == label.id) for label in LABELS if label.id in present},
+        groups={label.name: np.flatnonzero(classes == label.id) for label in labels if label.id in present},
     )
 
 
@@ -127,8 +128,6 @@ def write_mesh(path: Path, polygons: Polygons) -> None:
     Raises:
         ConfigError: another suffix than those of ``SUFFIXES``.
     """
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{path}: not a name of a USD file; let it end with {', '.join(SUFFIXES)}")
     write_whole(path, to_usd(polygons, path.suffix))
 
 
@@ -138,7 +137,12 @@ def to_usd(polygons: Polygons, suffix: str = SUFFIXES[0]) -> bytes:
     Args:
         polygons: what to write.
         suffix: one of ``SUFFIXES``, the kind of file.
+
+    Raises:
+        ConfigError: another suffix.
     """
+    if suffix not in SUFFIXES:
+        raise ConfigError(f"USD file with the suffix {suffix!r}; let its name end with {', '.join(SUFFIXES)}")
     stage = _new_stage()
     mesh = _define_mesh(stage, polygons)
     _define_groups(mesh, polygons.groups)
@@ -184,17 +188,34 @@ def _define_primvar(mesh: Any, name: str, values: NDArray[Any], interpolation: s
 
 
 def _unit(colors: NDArray[Any]) -> NDArray[np.float32]:
-    """Colours from 0 to 1, else as given, so that readers get them back; viewers that take them for linear light show them paler."""
+    """Colours from 0 to 1, not made linear: readers get back what was given, and viewers that expect linear light show it paler."""
     return colors.astype(np.float32) / np.float32(255) if colors.dtype == np.uint8 else colors.astype(np.float32)
 
 
 def _define_groups(mesh: Any, groups: Mapping[str, NDArray[Any]]) -> None:
     from pxr import UsdGeom
 
-    for name, faces in groups.items():
-        UsdGeom.Subset.CreateGeomSubset(mesh, name, UsdGeom.Tokens.face, _integers(faces), _FAMILY)
+    for prim_name, (name, faces) in zip(_prim_names(groups), groups.items(), strict=True):
+        subset = UsdGeom.Subset.CreateGeomSubset(mesh, prim_name, UsdGeom.Tokens.face, _integers(faces), _FAMILY)
+        if name != prim_name:
+            subset.GetPrim().SetDisplayName(name)
     if groups:
         UsdGeom.Subset.SetFamilyType(mesh, _FAMILY, UsdGeom.Tokens.nonOverlapping)
+
+
+def _prim_names(names: Iterable[str]) -> list[str]:
+    """A name that USD allows for each, no two the same.
+
+    >>> _prim_names(["chair", "night stand", "night-stand", "2 seats"])
+    ['chair', 'night_stand', 'night_stand_', '_2_seats']
+    """
+    allowed: list[str] = []
+    for name in names:
+        one = re.sub(r"^(?=[0-9]|$)|[^A-Za-z0-9_]", "_", name)
+        while one in allowed:
+            one += "_"
+        allowed.append(one)
+    return allowed
 
 
 def _vectors(values: NDArray[np.float32]) -> Any:

@@ -7,7 +7,7 @@ Source: marching cubes as scikit-image has it (Lewiner et al. 2003, Efficient im
 guarantees); PLY as Greg Turk described it in 1994.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.labels import LABELS, VOID
+from scenemill.schemas.labels import LABELS, VOID, Label
 from scenemill.transforms.publish import write_whole
 
 UNLABELLED: Final = (192, 192, 192)
 """Colour of a surface of no class: a light grey, which no class has; black would hide its shape."""
 
-_COLORS: Final = np.array([UNLABELLED if label.id == VOID else label.color for label in LABELS], np.uint8)
 _CLEARANCE: Final = 1e-3  # voxels between a distance and the level; where they meet, triangles would shrink to points
 _CORNERS: Final = tuple(product((0, 1), repeat=3))
 
@@ -81,6 +80,7 @@ def panoptic_mesh(
     iso: float,
     voxel_m: float,
     centre: NDArray[np.float64],
+    labels: Sequence[Label] = LABELS,
 ) -> PanopticMesh:
     """The surfaces in a volume as a closed shell, each point with the class and the segment of the voxel it encloses.
 
@@ -93,6 +93,7 @@ def panoptic_mesh(
         iso: distance of the shell from the surface, voxels.
         voxel_m: edge of a voxel, metres.
         centre: (3,) float64, index of the camera centre, from ``geometry.camera_index``.
+        labels: what the class ids mean, by id; those of a label map, where a model has learned one.
 
     Returns:
         In the camera frame: X right, Y down, Z forward, metres. Without a vertex where no distance is below ``iso``.
@@ -101,27 +102,32 @@ def panoptic_mesh(
         ConfigError: shapes differ, a distance is not finite, ``iso`` or ``voxel_m`` is not above 0, or a segment or class id that
             cannot be one.
     """
-    _check(distance, panoptic, classes, iso, voxel_m)
+    _check_volumes(distance, panoptic)
+    _check_numbers(classes, iso, voxel_m, len(labels))
     field, corner = _crop(distance, iso)
     vertices, faces = _march(field, iso)
     segments = _int32(panoptic[tuple((_enclosed(field, vertices) + corner).T)])
-    labels = _classes_of(segments, classes)
+    found = _classes_of(segments, classes)
+    colors = np.array([UNLABELLED if label.id == VOID else label.color for label in labels], np.uint8)
     place = (vertices + corner - centre) * voxel_m
-    return PanopticMesh(place.astype(np.float32), faces, _COLORS[labels], labels, segments)
+    return PanopticMesh(place.astype(np.float32), faces, colors[found], found, segments)
 
 
-def _check(distance: NDArray[np.float32], panoptic: NDArray[Any], classes: Mapping[int, int], iso: float, voxel_m: float) -> None:
+def _check_volumes(distance: NDArray[np.float32], panoptic: NDArray[Any]) -> None:
     if distance.ndim != 3 or distance.shape != panoptic.shape:
         raise ConfigError(f"mesh: distance {distance.shape}, panoptic {panoptic.shape}; give two volumes of one shape")
     if panoptic.dtype.kind not in "iu":
         raise ConfigError(f"mesh: panoptic of {panoptic.dtype}; give integers, the ids of segments")
-    if not (0 < iso < np.inf and 0 < voxel_m < np.inf):
-        raise ConfigError(f"mesh: iso {iso} voxels, voxel_m {voxel_m}; give finite numbers above 0")
-    wrong = {segment: label for segment, label in classes.items() if segment <= 0 or not 0 <= label < len(LABELS)}
-    if wrong:
-        raise ConfigError(f"mesh: segments with classes {wrong}; segment ids are above 0, class ids 0 to {len(LABELS) - 1}")
     if not np.isfinite(distance).all():
         raise ConfigError("mesh: distances that are not finite; give the truncation where nothing is known")
+
+
+def _check_numbers(classes: Mapping[int, int], iso: float, voxel_m: float, count: int) -> None:
+    if not (0 < iso < np.inf and 0 < voxel_m < np.inf):
+        raise ConfigError(f"mesh: iso {iso} voxels, voxel_m {voxel_m}; give finite numbers above 0")
+    wrong = {segment: label for segment, label in classes.items() if segment <= 0 or not 0 <= label < count}
+    if wrong:
+        raise ConfigError(f"mesh: segments with classes {wrong}; segment ids are above 0, class ids 0 to {count - 1}")
 
 
 def _crop(distance: NDArray[np.float32], iso: float) -> tuple[NDArray[np.float32], NDArray[np.intp]]:

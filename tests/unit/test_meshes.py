@@ -2,6 +2,7 @@
 
 import struct
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,16 @@ def test_things_of_one_class_have_one_colour_and_ids_of_their_own() -> None:
     assert mesh.segments.tolist() == [7 if x < 4 else 40_000 for x in mesh.vertices[:, 0]]
     assert set(mesh.classes.tolist()) == {SOFA}
     assert mesh.colors.tolist() == [list(LABELS[SOFA].color)] * 12
+
+
+def test_a_class_of_a_label_map_has_its_colour() -> None:
+    distance = distance_to_sphere(9, 4.0, 2.0)
+    labels = [replace(label, color=(label.id, 2, 3)) for label in LABELS[: SOFA + 1]]
+    everywhere = np.ones(distance.shape, int)
+    mesh = panoptic_mesh(distance, everywhere, {1: SOFA}, iso=1.0, voxel_m=1.0, centre=HERE, labels=labels)
+    assert {tuple(color) for color in mesh.colors.tolist()} == {(SOFA, 2, 3)}
+    with pytest.raises(ConfigError, match="0 to 4"):
+        panoptic_mesh(distance, everywhere, {1: SOFA + 1}, iso=1.0, voxel_m=1.0, centre=HERE, labels=labels)
 
 
 @pytest.mark.parametrize(("segment", "classes"), [(0, {}), (0, {1: CHAIR}), (5, {1: CHAIR}), (5, {5: 0})])

@@ -141,6 +141,24 @@ def test_faces_are_grouped_under_the_names_of_classes(tmp_path: Path) -> None:
     )
 
 
+def test_groups_of_any_name_keep_it(tmp_path: Path) -> None:
+    names = ["night stand", "night-stand", "1st", "Würfel", ""]
+    triangles: dict[str, Any] = {"counts": np.full(5, 3), "indices": np.zeros(15, int), "per_face": {}}
+    polygons = replace(house(), **triangles, groups={name: np.array([place]) for place, name in enumerate(names)})
+    stage = opened(tmp_path / "mesh.usda", polygons)
+    subsets = UsdGeom.Subset.GetAllGeomSubsets(mesh_in(stage))
+    assert errors_in(stage) == [] and len({subset.GetPrim().GetName() for subset in subsets}) == 5
+    found = {subset.GetPrim().GetDisplayName(): list(subset.GetIndicesAttr().Get()) for subset in subsets}
+    assert found == {name: [place] for place, name in enumerate(names)}
+
+
+def test_classes_of_a_label_map_have_its_names(tmp_path: Path) -> None:
+    renamed = [replace(label, name=f"kind {label.id}") for label in LABELS]
+    stage = opened(tmp_path / "mesh.usd", panoptic_polygons(room(), renamed))
+    subsets = UsdGeom.Subset.GetAllGeomSubsets(mesh_in(stage))
+    assert [subset.GetPrim().GetDisplayName() for subset in subsets] == ["kind 8", "kind 11"]
+
+
 def test_an_empty_mesh_is_a_stage_with_a_mesh_of_nothing(tmp_path: Path) -> None:
     stage = opened(tmp_path / "mesh.usd", panoptic_polygons(room(empty=True)))
     mesh = mesh_in(stage)
@@ -196,7 +214,6 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         ({"per_face": {"displayColor": np.zeros((3, 4), np.uint8)}}, "3 colours"),
         ({"per_vertex": {"semantic_id": np.zeros(8, int)}}, "both"),
         ({"per_face": {"class id": np.zeros(3, int)}}, "'class id'"),
-        ({"groups": {"1st": np.array([0])}}, "'1st'"),
         ({"groups": {"walls": np.array([3])}}, "0 to 2"),
         ({"groups": {"walls": np.array([0]), "roof": np.array([0, 1])}}, "two groups"),
         ({"groups": {"walls": np.array([0, 0])}}, "twice"),
