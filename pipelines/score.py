@@ -16,19 +16,12 @@ from scenemill.pipelines.predictions import Prediction, folder_of, read_predicti
 from scenemill.pipelines.runners import run_groups
 from scenemill.pipelines.tables import append_run
 from scenemill.schemas.errors import ConfigError, Corrupt, SourceError
-from scenemill.schemas.labels import LABELS
+from scenemill.schemas.labels import BUILT_IN, LabelMap
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import COUNTS, DEPTHS, SCORES, table_of
-from scenemill.trainers.metrics import STUFF, THINGS, Average, Tally, form_of, panoptic_reconstruction_quality
-from scenemill.trainers.panoptic import (
-    DEPTH_LIMITS,
-    PIXEL_RULES,
-    PixelRule,
-    depth_errors,
-    panoptic_quality,
-    pq_averages,
-    relative_depth_error,
-)
+from scenemill.trainers.instances import learned_classes
+from scenemill.trainers.metrics import STUFF, Average, Tally, form_of, panoptic_reconstruction_quality
+from scenemill.trainers.panoptic import PixelRule, pq_averages, score_image
 from scenemill.trainers.segments import segments_from_labels, segments_from_panoptic
 from scenemill.trainers.selfcheck import run_selfcheck
 from scenemill.transforms.publish import remove
@@ -38,7 +31,6 @@ SCORING: Final = "1"
 """Raised whenever scoring may give other numbers: runs are then scored anew."""
 
 _GROUP: Final = 8
-_NAMES: Final = {label.id: label.name for label in LABELS}
 _DEPTH_RANGE_M: Final = (0.4, 6.0)
 
 Tallies = dict[tuple[str, str], Tally]
@@ -59,6 +51,7 @@ class ScoreConfig:
         version: of the store; "" for the newest.
         allow_missing: True to score what has a prediction and leave out the rest.
         workers: processes.
+        labels: what the model learned of the store's classes; predictions name those that it learned.
     """
 
     predictions: Path
@@ -70,6 +63,7 @@ class ScoreConfig:
     version: str = ""
     allow_missing: bool = False
     workers: int = 1
+    labels: LabelMap = BUILT_IN
 
 
 @dataclass(frozen=True)
@@ -142,7 +136,8 @@ def check_metrics() -> None:
 
 def _run_name(config: ScoreConfig, store: Store, keys: Sequence[str]) -> str:
     """A name made from what decides the numbers."""
-    digest = hashlib.sha256(f"{SCORING} {store.version} {config.split} {config.model}".encode())
+    learned = "" if config.labels == BUILT_IN else f" {config.labels}"
+    digest = hashlib.sha256(f"{SCORING} {store.version} {config.split} {config.model}{learned}".encode())
     for key in keys:
         for path in sorted((config.predictions / folder_of(key)).iterdir()):
             status = path.stat()
@@ -161,15 +156,15 @@ def score_group(config: ScoreConfig, keys: Sequence[str]) -> tuple[pa.Table, pa.
     depths: list[dict[str, Any]] = []
     for key in keys:
         common = {"run": config.run, "store_version": store.version, "key": key, "split": config.split or store.facts(key)["split"]}
-        tallies, errors = score_sample(store, key, config.predictions)
-        counts.extend({**common, **row} for row in count_rows(tallies))
+        tallies, errors = score_sample(store, key, config.predictions, config.labels)
+        counts.extend({**common, **row} for row in count_rows(tallies, config.labels))
         if errors is not None:
             depths.append({**common, **errors, "pixels": int(errors["pixels"])})
     return table_of(COUNTS, counts), table_of(DEPTHS, depths)
 
 
-def score_sample(store: Store, key: str, predictions: Path) -> tuple[Tallies, dict[str, float] | None]:
-    """Score one sample.
+def score_sample(store: Store, key: str, predictions: Path, labels: LabelMap = BUILT_IN) -> tuple[Tallies, dict[str, float] | None]:
+    """Score one sample; see ``ScoreConfig`` for the labels.
 
     Raises:
         SourceError: its prediction cannot be read.
@@ -183,25 +178,18 @@ def score_sample(store: Store, key: str, predictions: Path) -> tuple[Tallies, di
     if prediction.panoptic_3d is not None:
         wanted += ["geometry", "semantic_3d", "instance_3d", *(["outside"] if store.frustum is None else [])]
     sample = store.read(key, wanted)
-    tallies, errors = _score_image(sample, prediction, source)
+    tallies, errors = _score_image(sample, prediction, source, labels)
     if prediction.panoptic_3d is not None:
-        tallies.update(_score_volume(sample, prediction, store))
+        tallies.update(_score_volume(sample, prediction, store, labels))
     return tallies, errors
 
 
-def _score_image(sample: Sample, prediction: Prediction, source: str) -> tuple[Tallies, dict[str, float] | None]:
-    semantic, instance, depth = sample["semantic_2d"], sample["instance_2d"], sample["depth"]
+def _score_image(sample: Sample, prediction: Prediction, source: str, labels: LabelMap) -> tuple[Tallies, dict[str, float] | None]:
+    semantic, depth = learned_classes(sample["semantic_2d"], labels), sample["depth"]
     if form_of(source) == "matterport":
         depth = np.where((depth < _DEPTH_RANGE_M[0]) | (depth > _DEPTH_RANGE_M[1]), 0, depth)
     segments, told = (_resize(array, semantic.shape) for array in (prediction.panoptic_2d, prediction.depth))
-    error = relative_depth_error(depth, told)
-    tallies: Tallies = {
-        ("pq", rule): panoptic_quality(semantic, instance, segments, prediction.classes_2d, source, rule) for rule in PIXEL_RULES
-    }
-    for limit in DEPTH_LIMITS:
-        tally = panoptic_quality(semantic, instance, segments, prediction.classes_2d, source, "reference", error, limit)
-        tallies[f"dpq_{limit:g}", "reference"] = tally
-    return tallies, depth_errors(depth, told, *_DEPTH_RANGE_M)
+    return score_image(semantic, sample["instance_2d"], depth, segments, prediction.classes_2d, told, source, labels)
 
 
 def _resize(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
@@ -214,23 +202,25 @@ def _resize(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[A
     return resized
 
 
-def _score_volume(sample: Sample, prediction: Prediction, store: Store) -> Tallies:
+def _score_volume(sample: Sample, prediction: Prediction, store: Store, labels: LabelMap) -> Tallies:
     source = store.layout.source
-    true = segments_from_labels(sample["semantic_3d"], sample["instance_3d"], STUFF[form_of(source)])
+    semantic = learned_classes(sample["semantic_3d"], labels)
+    true = segments_from_labels(semantic, sample["instance_3d"], labels.stuff(STUFF[form_of(source)]))
     predicted = segments_from_panoptic(prediction.panoptic_3d, prediction.classes_3d or {})
     frustum = store.frustum if store.frustum is not None else ~sample["outside"]
     tallies = panoptic_reconstruction_quality(true, sample["geometry"], predicted, prediction.distance, frustum, source)
     return {("prq", rule): tally for rule, tally in tallies.items()}
 
 
-def count_rows(tallies: Mapping[tuple[str, str], Tally]) -> list[dict[str, Any]]:
+def count_rows(tallies: Mapping[tuple[str, str], Tally], labels: LabelMap = BUILT_IN) -> list[dict[str, Any]]:
     """A row per metric, rule and class with a segment."""
+    names = _names(labels)
     return [
         {
             "metric": metric,
             "rule": rule,
             "class_id": label,
-            "class_name": _NAMES.get(label, str(label)),
+            "class_name": names.get(label, str(label)),
             "tp": tally[label].tp,
             "fp": tally[label].fp,
             "fn": tally[label].fn,
@@ -239,6 +229,10 @@ def count_rows(tallies: Mapping[tuple[str, str], Tally]) -> list[dict[str, Any]]
         for (metric, rule), tally in tallies.items()
         for label in tally.classes
     ]
+
+
+def _names(labels: LabelMap) -> dict[int, str]:
+    return {label.id: label.name for label in labels.labels}
 
 
 def tallies_of(counts: pa.Table) -> Tallies:
@@ -265,15 +259,16 @@ def summarize(counts: pa.Table, config: ScoreConfig, store: Store, run: str, sam
         "created": datetime.now(UTC),
     }
     rows: list[dict[str, Any]] = []
+    names = _names(config.labels)
     for (metric, rule), tally in sorted(tallies_of(counts).items()):
-        for group, average in averages(metric, rule, tally, source).items():
+        for group, average in averages(metric, rule, tally, source, config.labels).items():
             means = {"quality": average.quality, "segmentation": average.segmentation, "recognition": average.recognition}
             rows.append({**common, "metric": metric, "rule": rule, "group": group, "classes": average.classes, **means})
         for label in tally.classes:
             held = tally[label]
             values = {"quality": held.quality, "segmentation": held.segmentation, "recognition": held.recognition}
             sums = {"tp": held.tp, "fp": held.fp, "fn": held.fn, "iou_sum": held.iou_sum, "classes": 1}
-            rows.append({**common, "metric": metric, "rule": rule, "group": _NAMES.get(label, str(label)), **values, **sums})
+            rows.append({**common, "metric": metric, "rule": rule, "group": names.get(label, str(label)), **values, **sums})
     rows.extend({**common, **row} for row in _mean_over_limits(rows))
     return table_of(SCORES, rows)
 
@@ -290,10 +285,10 @@ def _mean_over_limits(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     ]
 
 
-def averages(metric: str, rule: str, tally: Tally, source: str) -> dict[str, Average]:
+def averages(metric: str, rule: str, tally: Tally, source: str, labels: LabelMap = BUILT_IN) -> dict[str, Average]:
     """All, things and stuff, as the metric averages them."""
     if metric == "prq":
-        groups = {"all": None, "things": THINGS, "stuff": STUFF[form_of(source)]}
+        groups = {"all": None, "things": labels.things(), "stuff": labels.stuff(STUFF[form_of(source)])}
         return {name: tally.average(classes) for name, classes in groups.items()}
     pixel_rule: PixelRule = "coco" if rule == "coco" else "reference"
-    return pq_averages(tally, pixel_rule)
+    return pq_averages(tally, pixel_rule, labels)

@@ -119,6 +119,10 @@ class LabelMap:
         return tuple(sorted({self.learned[id] if id <= _LAST else id for id in kept} - {VOID}))
 
 
+BUILT_IN: Final = LabelMap()
+"""What is learned without a label map: every class as it is."""
+
+
 def read_label_map(entries: object, where: str, *, contiguous: bool) -> LabelMap:
     """A label map from the content of its file.
 

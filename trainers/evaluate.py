@@ -1,59 +1,46 @@
-"""How good a stage 1 model is on a split: panoptic quality, plain and depth-aware, and errors of depth.
+"""How good a stage 1 model is on a split: panoptic quality, plain and depth-aware, errors of depth, and the loss.
 
-    evaluation = evaluate_images(model, loader, config, "front3d")
-    total = Evaluation(all_reduce(evaluation.counts))         # several ranks: their counts, summed
-    total.kpi("test")["test_dpq_-1.0_epoch"]                 # the PQ of the documentation
+    evaluation = evaluate_images(model, loader, config, "front3d", compare)
+    total = replace(evaluation, counts=all_reduce(evaluation.counts))   # several ranks: their counts, summed
+    total.kpi("test")["test_dpq_-1.0_epoch"]                            # the PQ of the documentation
 
 The numbers are those of ``scenemill score`` for the same predictions at the size of the images.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
-from scenemill.schemas.labels import VOID
+from scenemill.schemas.labels import BUILT_IN, VOID, LabelMap
 from scenemill.trainers.collate import Batch
 from scenemill.trainers.metrics import Average, Tally
 from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1Output
-from scenemill.trainers.panoptic import (
-    DEPTH_LIMITS,
-    PIXEL_RULES,
-    PixelRule,
-    depth_errors,
-    panoptic_quality,
-    pq_averages,
-    relative_depth_error,
-)
+from scenemill.trainers.order import hash_range
+from scenemill.trainers.panoptic import DEPTH_LIMITS, METRICS, PixelRule, pq_averages, score_image
 from scenemill.trainers.predict import evaluating, images_of
-
-METRICS: Final[tuple[tuple[str, PixelRule, float | None], ...]] = (
-    *(("pq", rule, None) for rule in PIXEL_RULES),
-    *((f"dpq_{limit:g}", "reference", limit) for limit in DEPTH_LIMITS),
-)
-"""Metric and rule, as in the metric tables, and the depth limit."""
+from scenemill.trainers.sidefiles import label_map_of
 
 DEPTH_ERRORS: Final = ("abs_rel", "rmse_m", "delta_1")
 
 _EVALUATION_VOID: Final = 13  # as the loader's true maps have it
 _DEPTH_STEPS_PER_M: Final = 256
 _UNIT: Final = 1 << 32  # sums of errors are whole numbers of 2**-32: any order of adding gives the same
-_SAMPLES, _WITH_DEPTH, _WITHOUT_NUMBER, _ERRORS, _TALLIES = 0, 1, 2, 3, 6
+_LOSS_UNIT: Final = 1 << 24  # coarser, for losses may be large
+_LARGEST_LOSS: Final = 1e6  # of one sample; beyond it a loss says no more than that training went wrong, and sums could overflow
+_SAMPLES, _WITH_DEPTH, _WITHOUT_NUMBER, _WITH_LOSS, _LOSS, _LOST, _ERRORS, _TALLIES = 0, 1, 2, 3, 4, 5, 6, 9
 _TALLY_SHAPE: Final = (len(METRICS), *Tally().array.shape)
 _GROUPS: Final = (("all", "dpq"), ("things", "dpq_th"), ("stuff", "dpq_st"))
 
-OnOutput = Callable[[Batch, Stage1Output], None]
-
-
-def ignore_output(batch: Batch, output: Stage1Output) -> None:
-    """For callers who want nothing else of the model's outputs."""
+Compare = Callable[[Any, Batch, torch.Generator], tuple[Tensor, Any]]
+"""From an output of the model, its batch and what draws points, to the weighted sum of all losses, and whatever else."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +49,28 @@ class Evaluation:
 
     Attributes:
         counts: (N,) int64; those of several ranks or parts of a split add up to those of the whole, in any order.
+        labels: which classes are things and which are stuff.
     """
 
     counts: NDArray[np.int64]
+    labels: LabelMap = BUILT_IN
 
     @staticmethod
-    def empty() -> "Evaluation":
+    def empty(labels: LabelMap = BUILT_IN) -> "Evaluation":
         """Of no image."""
-        return Evaluation(np.zeros(_TALLIES + int(np.prod(_TALLY_SHAPE)), np.int64))
+        return Evaluation(np.zeros(_TALLIES + int(np.prod(_TALLY_SHAPE)), np.int64), labels)
+
+    @staticmethod
+    def of_losses(losses: Sequence[float]) -> "Evaluation":
+        """Of losses alone, one for each sample; see ``image_losses``."""
+        known = [loss for loss in losses if abs(loss) <= _LARGEST_LOSS]  # no number is not
+        found = Evaluation.empty()
+        found.counts[_WITH_LOSS], found.counts[_LOST] = len(losses), len(losses) - len(known)
+        found.counts[_LOSS] = sum(round(loss * _LOSS_UNIT) for loss in known)
+        return found
 
     def __add__(self, other: "Evaluation") -> "Evaluation":
-        return Evaluation(self.counts + other.counts)
+        return replace(self, counts=self.counts + other.counts)
 
     @property
     def samples(self) -> int:
@@ -87,7 +85,15 @@ class Evaluation:
 
     def averages(self, metric: str, rule: PixelRule) -> dict[str, Average]:
         """All, things and stuff, averaged as the rule does; ``metric`` is one of ``METRICS``."""
-        return pq_averages(self.tallies[metric, rule], rule)
+        return pq_averages(self.tallies[metric, rule], rule, self.labels)
+
+    @property
+    def loss(self) -> float | None:
+        """The mean loss of the samples; None without one. No number once a sample's loss was none, or beyond a million."""
+        samples = int(self.counts[_WITH_LOSS])
+        if not samples:
+            return None
+        return float("nan") if self.counts[_LOST] else int(self.counts[_LOSS]) / _LOSS_UNIT / samples
 
     @property
     def depth(self) -> dict[str, float] | None:
@@ -101,7 +107,9 @@ class Evaluation:
         return {name: total / _UNIT / images for name, total in zip(DEPTH_ERRORS, sums, strict=True)}
 
     def kpi(self, prefix: str) -> dict[str, float]:
-        """The reference's numbers, times 100, as the documentation names them: "-1.0" is plain PQ, "averages" the limits' mean.
+        """The reference's numbers as the documentation names them: the loss, where it was counted, and qualities, times 100.
+
+        "-1.0" is plain PQ, "averages" the limits' mean.
 
         Args:
             prefix: "train", "val" or "test".
@@ -112,7 +120,7 @@ class Evaluation:
         if not self.samples:
             raise ConfigError("no image was evaluated; give a split with samples that can be read")
         metrics = [("pq", "-1.0"), *((f"dpq_{limit:g}", str(limit)) for limit in DEPTH_LIMITS)]
-        found: dict[str, float] = {}
+        found = {} if self.loss is None else {f"{prefix}_loss": self.loss}
         for group, name in _GROUPS:
             quality = {told: 100 * (self.averages(metric, "reference")[group].quality or 0.0) for metric, told in metrics}
             quality["averages"] = float(np.mean([quality[str(limit)] for limit in DEPTH_LIMITS]))
@@ -121,7 +129,7 @@ class Evaluation:
 
 
 def evaluate_images(
-    model: nn.Module, loader: Iterable[Batch], config: ExperimentConfig, source: str, on_output: OnOutput = ignore_output
+    model: nn.Module, loader: Iterable[Batch], config: ExperimentConfig, source: str, compare: Compare | None = None
 ) -> Evaluation:
     """Predict every image of a loader, and count.
 
@@ -130,16 +138,44 @@ def evaluate_images(
         loader: of a dataset that is not for training: its batches have the true maps.
         config: what is kept of what the model says.
         source: whose labels they are.
-        on_output: called with each batch and the model's output, for losses.
+        compare: what training learns from, for the loss; None to leave it out.
     """
-    total = Evaluation.empty()
+    total = Evaluation.empty(label_map_of(config.dataset))
     with evaluating(model):
         for batch in loader:
             with torch.inference_mode():
                 output = model(batch["image"])
-                on_output(batch, output)
                 total += evaluate_output(batch, output, config, source)
+                if compare is not None:
+                    total += Evaluation.of_losses(image_losses(compare, output, batch))
     return total
+
+
+@torch.inference_mode()
+def image_losses(compare: Compare, output: Stage1Output, batch: Batch) -> list[float]:
+    """The loss of each image alone, so that neither batches nor ranks change it; so do the points that are drawn for an image.
+
+    Args:
+        compare: what training learns from.
+        output: of the model for the batch.
+        batch: of images as in training, on any device.
+    """
+    device = output.pred_logits.device
+    losses = []
+    for index, visit in enumerate(batch.visits):
+        generator = torch.Generator(device).manual_seed(int(hash_range(1, visit.sample)[0] >> 1))
+        total, _ = compare(_of_one(output, index), batch.one(index).to(device), generator)
+        losses.append(float(total))
+    return losses
+
+
+def _of_one(output: Any, index: int) -> Any:
+    """The part of an output, a tuple of tensors and further tuples and lists, that speaks of one image."""
+    if isinstance(output, Tensor):
+        return output[index : index + 1]
+    if isinstance(output, list):
+        return [_of_one(part, index) for part in output]
+    return None if output is None else type(output)(*(_of_one(part, index) for part in output))
 
 
 @torch.inference_mode()
@@ -149,10 +185,11 @@ def evaluate_output(batch: Batch, output: Stage1Output, config: ExperimentConfig
     padded = (batch["image"].shape[-2], batch["image"].shape[-1])
     found = images_of(output, padded, batch.unpadded, config, batch.tensors.get("room_mask"), size=size)
     true = {name: batch[name].cpu().numpy() for name in ("raw_sem_seg", "raw_inst_seg")}
-    total = Evaluation.empty()
+    labels = label_map_of(config.dataset)
+    total = Evaluation.empty(labels)
     for index, image in enumerate(found):
         semantic = np.where(true["raw_sem_seg"][index] == _EVALUATION_VOID, np.uint8(VOID), true["raw_sem_seg"][index])
-        total += count_image(semantic, true["raw_inst_seg"][index], _true_depth(batch, index, config), image, source)
+        total += count_image(semantic, true["raw_inst_seg"][index], _true_depth(batch, index, config), image, source, labels)
     return total
 
 
@@ -165,26 +202,29 @@ def _true_depth(batch: Batch, index: int, config: ExperimentConfig) -> NDArray[A
 
 
 def count_image(
-    semantic: NDArray[Any], instance: NDArray[Any], depth_m: NDArray[Any], found: PanopticImage, source: str
+    semantic: NDArray[Any],
+    instance: NDArray[Any],
+    depth_m: NDArray[Any],
+    found: PanopticImage,
+    source: str,
+    labels: LabelMap = BUILT_IN,
 ) -> Evaluation:
     """Count one image.
 
     Args:
-        semantic: (H, W) integers, true class ids; 0 is void.
+        semantic: (H, W) integers, true class ids, as they are learned; 0 is void.
         instance: (H, W) integers, true instance ids.
         depth_m: (H, W) floats, true depth in metres; at most 0 is invalid.
         found: what the model says, of the same size.
         source: whose labels they are.
+        labels: what is learned of them.
     """
     segments, told = found.panoptic_seg.cpu().numpy(), found.depth.cpu().numpy()
     classes = {segment.id: segment.category_id for segment in found.segments}
-    error = relative_depth_error(depth_m, told)
-    result = Evaluation.empty()
+    tallies, errors = score_image(semantic, instance, depth_m, segments, classes, told, source, labels)
+    result = Evaluation.empty(labels)
     result.counts[_SAMPLES] = 1
-    arrays = result.counts[_TALLIES:].reshape(_TALLY_SHAPE)
-    for array, (_, rule, limit) in zip(arrays, METRICS, strict=True):
-        array += panoptic_quality(semantic, instance, segments, classes, source, rule, error, limit).array
-    errors = depth_errors(depth_m, told)
+    result.counts[_TALLIES:] = np.stack([tally.array for tally in tallies.values()]).reshape(-1)
     if errors is not None:
         values = [errors[name] for name in DEPTH_ERRORS]
         finite = bool(np.isfinite(values).all())

@@ -1,7 +1,7 @@
 """Panoptic quality of an image (PQ = SQ x RQ), plain and depth-aware, counted two ways, each under its own name.
 
 - ``reference``: as NvPanoptix3D counts: ground-truth walls are not merged, and only void pixels without an instance id are taken out
-  of a union. Its averages run over all 12 classes, absent ones as 0.
+  of a union. Its averages run over all classes (12 without a label map), absent ones as 0.
 - ``coco``: as the panoptic task of COCO defines it: every stuff class is one segment on both sides, all void pixels are taken out of a
   union, and averages run over the classes that occur.
 
@@ -14,7 +14,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.trainers.metrics import STUFF, THINGS, Average, Tally, form_of, scaled_iou
+from scenemill.schemas.labels import BUILT_IN, LabelMap
+from scenemill.trainers.metrics import STUFF, Average, Tally, form_of, scaled_iou
 from scenemill.trainers.overlap import Overlaps, flat_overlaps
 from scenemill.trainers.segments import Array, Segments, check_shapes, like, to_numpy
 
@@ -24,9 +25,45 @@ PQ_THRESHOLD: Final = 0.5
 DEPTH_LIMITS: Final = (0.5, 0.25, 0.1)
 """Relative depth errors beyond which the depth-aware quality drops a pixel."""
 
+METRICS: Final[tuple[tuple[str, PixelRule, float | None], ...]] = (
+    *(("pq", rule, None) for rule in PIXEL_RULES),
+    *((f"dpq_{limit:g}", "reference", limit) for limit in DEPTH_LIMITS),
+)
+"""What is counted of an image: metric and rule, as in the metric tables, and the depth limit."""
+
 _DEPTH_STEPS_PER_M: Final = 256
-_ALL: Final = tuple(range(1, 13))
 _STUFF_2D: Final = (10, 11, 12)
+
+
+def score_image(
+    semantic: Array,
+    instance: Array,
+    depth_m: Array,
+    segments: Array,
+    classes: Mapping[int, int],
+    told_m: Array,
+    source: str,
+    labels: LabelMap = BUILT_IN,
+) -> tuple[dict[tuple[str, str], Tally], dict[str, float] | None]:
+    """All counts of one image, and the errors of its depth.
+
+    Args:
+        semantic, instance, segments, classes, source, labels: see ``panoptic_quality``.
+        depth_m: (H, W) floats, true depth in metres; at most 0 is invalid.
+        told_m: (H, W) floats, predicted depth in metres.
+
+    Returns:
+        (metric, rule) -> counts, in the order of ``METRICS``; and ``depth_errors``.
+
+    Raises:
+        ConfigError: the shapes differ.
+    """
+    error = relative_depth_error(depth_m, told_m)
+    tallies: dict[tuple[str, str], Tally] = {
+        (metric, rule): panoptic_quality(semantic, instance, segments, classes, source, rule, error, limit, labels)
+        for metric, rule, limit in METRICS
+    }
+    return tallies, depth_errors(depth_m, told_m)
 
 
 def panoptic_quality(
@@ -38,11 +75,12 @@ def panoptic_quality(
     rule: PixelRule,
     depth_error: Array | None = None,
     limit: float | None = None,
+    labels: LabelMap = BUILT_IN,
 ) -> Tally:
     """Counts of one image.
 
     Args:
-        semantic: (H, W) integers, true class ids; 0 is void.
+        semantic: (H, W) integers, true class ids, as they are learned; 0 is void.
         instance: (H, W) integers, true instance ids.
         segments: (H, W) integers, predicted segment ids; 0 for none.
         classes: segment id -> class id; a segment that it lacks, or of class 0, is void.
@@ -50,6 +88,7 @@ def panoptic_quality(
         rule: "reference" or "coco".
         depth_error: (H, W) floats from ``relative_depth_error``; needed with ``limit``.
         limit: predicted pixels with a larger relative depth error are void; None for plain PQ.
+        labels: which classes are stuff.
 
     Raises:
         ConfigError: shapes differ, or no such rule.
@@ -57,13 +96,14 @@ def panoptic_quality(
     check_shapes(semantic=semantic, instance=instance, segments=segments)
     if rule not in PIXEL_RULES:
         raise ConfigError(f"rule {rule!r} is not known; use {' or '.join(PIXEL_RULES)}")
-    true = _true_segments(to_numpy(semantic), to_numpy(instance), merge=STUFF[form_of(source)] if rule == "coco" else ())
+    merged, merged_told = (labels.stuff(usual) if rule == "coco" else () for usual in (STUFF[form_of(source)], _STUFF_2D))
+    true = _true_segments(to_numpy(semantic), to_numpy(instance), merge=merged)
     kept = to_numpy(segments)
     if limit is not None:
         if depth_error is None:
             raise ConfigError("a depth limit needs depth_error")
         kept = np.where(to_numpy(depth_error) > limit, 0, kept)
-    predicted = _predicted_segments(kept, classes, merge=_STUFF_2D if rule == "coco" else ())
+    predicted = _predicted_segments(kept, classes, merge=merged_told)
     void = to_numpy(semantic) == 0
     bare = void if rule == "coco" else void & (to_numpy(instance) == 0) & (form_of(source) == "front3d")
     on_void, on_bare = (
@@ -123,10 +163,10 @@ def relative_depth_error(true_depth_m: Array, predicted_depth_m: Array) -> Array
     return like(error, true_depth_m)
 
 
-def pq_averages(tally: Tally, rule: PixelRule) -> dict[str, Average]:
-    """All, things and stuff, averaged as the rule does."""
+def pq_averages(tally: Tally, rule: PixelRule, labels: LabelMap = BUILT_IN) -> dict[str, Average]:
+    """All, things and stuff, averaged as the rule does; ``labels`` says which classes these are."""
     counted: Literal["all", "any"] = "all" if rule == "reference" else "any"
-    groups = {"all": _ALL, "things": THINGS, "stuff": _STUFF_2D}
+    groups = {"all": labels.classes, "things": labels.things(), "stuff": labels.stuff(_STUFF_2D)}
     return {name: tally.average(classes, counted=counted) for name, classes in groups.items()}
 
 

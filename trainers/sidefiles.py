@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.errors import ConfigError, Corrupt, SourceError
-from scenemill.schemas.labels import LabelMap, read_label_map
+from scenemill.schemas.labels import BUILT_IN, LabelMap, read_label_map
 from scenemill.transforms.folders import find_root, read_file
 from scenemill.transforms.geometry import front3d_frustum
 
@@ -39,7 +39,7 @@ def label_map_of(config: DatasetConfig) -> LabelMap:
         ConfigError: no such file, several that differ, or one that is no label map.
     """
     if not config.label_map:
-        return LabelMap()
+        return BUILT_IN
     return _label_map(config.label_map, config.contiguous_id, _base_dirs(config))
 
 

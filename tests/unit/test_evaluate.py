@@ -21,10 +21,12 @@ from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.sample import Sample
 from scenemill.trainers.batches import SceneDataset, SceneLoader
 from scenemill.trainers.collate import Batch
-from scenemill.trainers.evaluate import METRICS, Evaluation, count_image, evaluate_images
+from scenemill.trainers.evaluate import Evaluation, count_image, evaluate_images
 from scenemill.trainers.metrics import Tally
 from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage, Segment
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1Output
+from scenemill.trainers.order import hash_range
+from scenemill.trainers.panoptic import METRICS
 from scenemill.transforms.store import Store, open_store
 
 SPEC = Path(__file__).resolve().parents[2] / "pipelines" / "shipped" / "tiny_front3d_2d.yaml"
@@ -137,17 +139,42 @@ def test_batches_and_ranks_change_nothing(stores: dict[str, Store]) -> None:
     assert (single[0] + single[1]).samples == 2 and whole.counts.dtype == np.int64
 
 
-def test_outputs_are_handed_on_once_for_each_batch(stores: dict[str, Store]) -> None:
+def test_the_loss_is_the_mean_over_samples_whatever_the_batches(stores: dict[str, Store]) -> None:
     store, config = stores["front3d"], config_of("front3d")
-    seen: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+    seen: list[tuple[str, int]] = []
 
-    def watch(batch: Batch, output: Stage1Output) -> None:
+    def compare(output: Stage1Output, batch: Batch, generator: torch.Generator) -> tuple[Tensor, None]:
         assert torch.is_inference_mode_enabled()
-        seen.append((batch.keys, tuple(output.pred_logits.shape)))
+        assert output.pred_logits.shape == (1, QUERIES, 14) and output.pred_masks.shape[0] == batch["image"].shape[0] == 1
+        ((key,), (visit,)) = batch.keys, batch.visits
+        drawn = torch.rand((), generator=generator)
+        seen.append((key, int(batch["gt_masks"].shape[0])))
+        assert batch.instances[0].gt_classes.shape == (seen[-1][1],) and len(batch.masks_of) == 1
+        return 10.0 * visit.sample + drawn, None
 
-    evaluate_images(Teller(store), loader_of(store, config, 4), config, "front3d", watch)
-    assert [key for keys, _ in seen for key in keys] == store.keys
-    assert [shape for _, shape in seen] == [(3, QUERIES, 14)] * 2
+    found = [evaluate_images(Teller(store), loader_of(store, config, size), config, "front3d", compare) for size in (4, 1)]
+    keys = [key for key, _ in seen]
+    assert keys[:6] == keys[6:] == store.keys and seen[:6] == seen[6:] and len({masks for _, masks in seen}) > 1
+    drawn = [float(torch.rand((), generator=torch.Generator().manual_seed(int(hash_range(1, n)[0] >> 1)))) for n in range(6)]
+    assert found[0].loss == found[1].loss == pytest.approx(25 + np.mean(drawn), abs=1e-6)
+    assert len(set(drawn)) == 6  # no two samples share their points
+    assert next(iter(found[0].kpi("val"))) == "val_loss" and found[0].kpi("val")["val_loss"] == found[0].loss
+    assert np.array_equal(found[0].counts, found[1].counts)
+
+
+def test_without_a_comparison_there_is_no_loss(stores: dict[str, Store]) -> None:
+    config = config_of("front3d")
+    found = evaluate_images(Teller(stores["front3d"]), loader_of(stores["front3d"], config, 6), config, "front3d")
+    assert found.loss is None and "test_loss" not in found.kpi("test")
+
+
+def test_losses_add_up_in_any_order_and_one_without_number_is_not_hidden() -> None:
+    losses = [0.1, 1e6, 3.25, 1e-7]
+    whole = Evaluation.of_losses(losses)
+    parts = [Evaluation.of_losses([loss]) for loss in reversed(losses)]
+    assert whole.loss == sum(parts, Evaluation.empty()).loss == pytest.approx(math.fsum(losses) / 4, abs=1e-7)
+    for lost in (math.nan, math.inf, -math.inf, 1.1e6):
+        assert (mean := (whole + Evaluation.of_losses([lost])).loss) is not None and math.isnan(mean)
 
 
 def test_resized_images_are_counted_at_the_size_of_the_truth(stores: dict[str, Store]) -> None:
