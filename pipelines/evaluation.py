@@ -1,8 +1,9 @@
 """What is done with a trained model: evaluated into the metric tables, run over images, exported."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scenemill.pipelines.folder import OnProgress
 from scenemill.pipelines.inference import infer_folder, infer_store
@@ -10,9 +11,14 @@ from scenemill.pipelines.score import ScoreConfig, score
 from scenemill.pipelines.training import begin, find_samples, load_model
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.trainers.collate import Batch
 from scenemill.trainers.devices import best_device
+from scenemill.trainers.evaluate import Evaluation, image_losses
 from scenemill.trainers.nvpanoptix3d.export import ExportModel, export_onnx, gen_trt_engine
 from scenemill.trainers.nvpanoptix3d.projector import Projector
+from scenemill.trainers.nvpanoptix3d.stage1 import Stage1Output
+from scenemill.trainers.sidefiles import label_map_of
+from scenemill.trainers.stages import stage_of
 
 _GROUPS = {"all": "dpq", "things": "dpq_th", "stuff": "dpq_st"}
 _METRICS = {"pq": "-1.0", "dpq_0.5": "0.5", "dpq_0.25": "0.25", "dpq_0.1": "0.1", "dpq_mean": "averages"}
@@ -26,7 +32,7 @@ class Evaluated:
         run: its name in the metric tables.
         tables: their folder.
         predictions: what was scored, a folder per sample.
-        kpi: the documentation's numbers, in percent.
+        kpi: the documentation's numbers: ``test_loss`` where the batches have what it compares, and qualities in percent.
     """
 
     run: str
@@ -52,18 +58,37 @@ def run_evaluation(config: ExperimentConfig, on_progress: OnProgress, tables: Pa
     model = load_model(config, config.evaluate.checkpoint, "evaluate", best_device())
     samples = find_samples(config, "test", on_progress)
     predictions, tables = folder / "predictions", tables or folder / "tables"
-    inferred = infer_store(config, model, samples.store, samples.split or "", predictions, on_progress, overwrite=True)
+    losses: list[float] = []
+    judge = _judge(config, losses) if config.dataset.enable_mp_occ else None
+    inferred = infer_store(
+        config, model, samples.store, samples.split or "", predictions, on_progress, overwrite=True, on_output=judge
+    )
     if inferred.failures:
         failure = inferred.failures[0]
         raise ConfigError(f"{len(inferred.failures)} samples have no prediction; the first, {failure.image}: {failure.reason}")
     name = config.model_name or Path(config.evaluate.checkpoint).stem
-    scored = score(ScoreConfig(predictions, samples.store, tables, model=name, split=samples.split or ""), on_progress)
-    kpi = {
+    labels = label_map_of(config.dataset)
+    scored = score(
+        ScoreConfig(predictions, samples.store, tables, model=name, split=samples.split or "", labels=labels), on_progress
+    )
+    mean = Evaluation.of_losses(losses).loss
+    kpi = ({} if mean is None else {"test_loss": mean}) | {
         f"test_{_GROUPS[row['group']]}_{_METRICS[row['metric']]}_epoch": 100 * (row["quality"] or 0.0)
         for row in scored.scores.to_pylist()
         if row["rule"] == "reference" and row["metric"] in _METRICS and row["group"] in _GROUPS
     }
     return Evaluated(scored.run, tables, predictions, kpi)
+
+
+def _judge(config: ExperimentConfig, losses: list[float]) -> Callable[[Batch, Stage1Output], None]:
+    """What adds the loss of each image to a list, weighted as in training."""
+    stage = stage_of(config)
+    criterion = stage.make_criterion(config).to(best_device())
+
+    def compare(output: Stage1Output, batch: Batch, generator: Any) -> tuple[Any, Any]:
+        return stage.compare(criterion, output, batch, config, generator)
+
+    return lambda batch, output: losses.extend(image_losses(compare, output, batch))
 
 
 def run_inference(config: ExperimentConfig, on_progress: OnProgress, *, overwrite: bool = False) -> str:

@@ -7,8 +7,9 @@ cannot be read never ends a run: it is told in the outcome, and in ``failures.js
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -21,15 +22,16 @@ from scenemill.pipelines.predictions import Prediction, folder_of, write_predict
 from scenemill.pipelines.sheet import depth_colors, instance_colors, label_colors
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.experiment import ExperimentConfig
-from scenemill.schemas.labels import LABELS
+from scenemill.schemas.labels import LABELS, Label
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS, adjust_intrinsics
 from scenemill.transforms.publish import write_whole
 from scenemill.transforms.store import Store, open_store
 
 if TYPE_CHECKING:
     from scenemill.trainers.augment import View
+    from scenemill.trainers.collate import Batch
     from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage
-    from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
+    from scenemill.trainers.nvpanoptix3d.stage1 import Stage1, Stage1Output
 
 FAILURES: Final = "failures.json"
 FILES: Final = ("panoptic_2d.npy", "depth_2d.npy", "view.png", "segments.json")
@@ -116,11 +118,14 @@ def infer_folder(
 
 
 def check_classes(config: ExperimentConfig) -> None:
-    """Refuse a model whose predictions no reader would take.
+    """Refuse a model whose predictions no reader would take, before anything is predicted.
 
     Raises:
-        ConfigError: it knows more classes than have names.
+        ConfigError: it knows more classes than have names, or the label map does not fit it.
     """
+    from scenemill.trainers.sidefiles import check_label_map
+
+    check_label_map(config)
     classes = config.model.sem_seg_head.num_classes
     if classes > len(LABELS):
         raise ConfigError(
@@ -184,7 +189,9 @@ def infer_files(config: ExperimentConfig, model: "Stage1", files: Sequence[Path]
         A fact for each, in their order.
     """
     from scenemill.trainers.predict import predict_reduced, prepare_image, stack_images
+    from scenemill.trainers.sidefiles import label_map_of
 
+    labels = label_map_of(config.dataset).labels
     views: dict[Path, View] = {}
     reasons: dict[Path, str] = {}
     for path in files:
@@ -198,7 +205,7 @@ def infer_files(config: ExperimentConfig, model: "Stage1", files: Sequence[Path]
         camera = adjust_intrinsics(np.array(FRONT3D_INTRINSICS), _CAMERA_SIZE, config.dataset.target_size)
         for (path, view), image in zip(views.items(), found, strict=True):
             height, width = view.unpadded_shape
-            if reason := _write(results_dir, path.stem, image, view.rgb[:height, :width], camera):
+            if reason := _write(results_dir, path.stem, image, view.rgb[:height, :width], camera, labels):
                 reasons[path] = reason
     return [Fact(path.name, "failed" if path in reasons else "written", reasons.get(path, "")) for path in files]
 
@@ -250,6 +257,7 @@ def infer_store(
     *,
     overwrite: bool = False,
     reduced: bool = False,
+    on_output: "Callable[[Batch, Stage1Output], None] | None" = None,
 ) -> Inferred:
     """Predict the samples of a store, for ``scenemill score``.
 
@@ -260,6 +268,8 @@ def infer_store(
         predictions: gets a folder for each, named by ``folder_of``.
         reduced: True for maps of ``dataset.reduced_target_size``, as ``infer_folder`` writes; else they have the images' size, and
             scoring them gives the numbers of ``evaluate``.
+        on_output: called with each batch, which then has all that ``config`` asks for, and with what the model says of it; not with
+            ``reduced``.
 
     Raises:
         ConfigError: no such samples, two of one folder, or a model whose classes have no names.
@@ -267,11 +277,14 @@ def infer_store(
     from scenemill.trainers.batches import SceneDataset
     from scenemill.trainers.collate import collate
     from scenemill.trainers.predict import predict_images, predict_reduced
+    from scenemill.trainers.sidefiles import label_map_of
 
     check_classes(config)
+    labels = label_map_of(config.dataset).labels
     store = store if isinstance(store, Store) else open_store(store)
     images_only = replace(config.dataset, enable_3d=False, enable_mp_occ=False)
-    dataset = SceneDataset(store, split or None, images_only, on_error="skip")
+    wanted = images_only if on_output is None else config.dataset
+    dataset = SceneDataset(store, split or None, wanted, planes=config.model.mp_occ.num_planes, on_error="skip")
     keys = [dataset.key(sample) for sample in range(len(dataset))]
     if len({folder_of(key) for key in keys}) < len(keys):
         raise ConfigError(f"store {store.root}: two keys of one prediction folder (SCENE_IMAGE); predict them split by split")
@@ -289,11 +302,12 @@ def infer_store(
             found = predict_reduced(model, batch["image"], batch.unpadded, config, batch.tensors.get("room_mask_buol"))
         else:
             room = batch.tensors.get("room_mask")
-            found = predict_images(model, batch["image"], batch.unpadded, config, room, size=batch.sizes[0])
+            watch = None if on_output is None else partial(on_output, batch)
+            found = predict_images(model, batch["image"], batch.unpadded, config, room, size=batch.sizes[0], on_output=watch)
         for index, (key, image) in enumerate(zip(batch.keys, found, strict=True)):
             height, width = batch.unpadded[index]
             rgb = batch["image"][index, :, :height, :width].permute(1, 2, 0).cpu().numpy()
-            reason = _write(predictions, key, image, rgb, batch["intrinsic"][index].cpu().numpy().astype(np.float64))
+            reason = _write(predictions, key, image, rgb, batch["intrinsic"][index].cpu().numpy().astype(np.float64), labels)
             facts[key] = Fact(key, "failed" if reason else "written", reason)
     on_progress("Predicting", len(todo), len(todo))
     return write_outcome(predictions, facts, ())
@@ -307,14 +321,22 @@ def write_outcome(results_dir: Path, facts: Mapping[str, Fact], passed_over: tup
     return outcome
 
 
-def _write(root: Path, key: str, found: "PanopticImage", rgb: NDArray[np.uint8], intrinsic: NDArray[np.float64]) -> str:
+def _write(
+    root: Path,
+    key: str,
+    found: "PanopticImage",
+    rgb: NDArray[np.uint8],
+    intrinsic: NDArray[np.float64],
+    labels: Sequence[Label],
+) -> str:
     """Write what was found in one image; returns why it could not be, or ""."""
     classes = {segment.id: segment.category_id for segment in found.segments}
     prediction = Prediction(found.panoptic_seg.cpu().numpy(), classes, found.depth.cpu().numpy())
     if not np.isfinite(prediction.depth).all():
         return "the model's depth is no number; are its weights those of a run that went wrong?"
     try:
-        write_prediction(root, key, prediction, intrinsic=intrinsic, view=_png(draw_view(rgb, prediction)))
+        view = _png(draw_view(rgb, prediction, labels))
+        write_prediction(root, key, prediction, intrinsic=intrinsic, view=view, labels=labels)
     except OSError as error:
         return f"its predictions cannot be written ({error.strerror or error})"
     return ""
@@ -326,12 +348,13 @@ def _png(picture: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def draw_view(rgb: NDArray[np.uint8], prediction: Prediction) -> Image.Image:
+def draw_view(rgb: NDArray[np.uint8], prediction: Prediction, labels: Sequence[Label] = LABELS) -> Image.Image:
     """An image and what was found in it, side by side: input, instances, classes, depth; names of the classes below.
 
     Args:
         rgb: (H, W, 3) uint8; the maps are drawn in its size.
         prediction: maps of the same view, in any size.
+        labels: names and colours of the classes.
     """
     height, width = rgb.shape[:2]
     classes = np.zeros(1 + max(prediction.classes_2d, default=0), np.uint8)
@@ -341,7 +364,7 @@ def draw_view(rgb: NDArray[np.uint8], prediction: Prediction) -> Image.Image:
     panels = (
         (f"input, {width} x {height}", rgb),
         (f"instances: {len(prediction.classes_2d)} segments", instance_colors(prediction.panoptic_2d)),
-        ("classes", label_colors(semantic)),
+        ("classes", label_colors(semantic, labels)),
         (f"depth, {near:.2f} (bright) to {far:.2f} m", depth),
     )
     view = Image.new("RGB", (len(panels) * (width + _GAP) - _GAP, height + 2 * _LINE), _PAPER)
@@ -352,7 +375,7 @@ def draw_view(rgb: NDArray[np.uint8], prediction: Prediction) -> Image.Image:
         picture = Image.fromarray(np.ascontiguousarray(colors)).resize((width, height), Image.Resampling.NEAREST)
         view.paste(picture, (left, _LINE))
     right = 2
-    for name, color in _legend(semantic):
+    for name, color in _legend(semantic, labels):
         top = _LINE + height + 4
         draw.rectangle((right, top, right + 12, top + 12), fill=color)
         draw.text((right + 17, top), name, fill=_INK, font=font)
@@ -360,6 +383,6 @@ def draw_view(rgb: NDArray[np.uint8], prediction: Prediction) -> Image.Image:
     return view
 
 
-def _legend(semantic: NDArray[Any]) -> Iterator[tuple[str, tuple[int, int, int]]]:
+def _legend(semantic: NDArray[Any], labels: Sequence[Label]) -> Iterator[tuple[str, tuple[int, int, int]]]:
     present = set(np.unique(semantic).tolist())
-    return ((label.name, label.color) for label in LABELS if label.id in present)
+    return ((label.name, label.color) for label in labels if label.id in present)

@@ -13,7 +13,7 @@ Scoring reads neither ``view.png`` nor ``intrinsic``, the image's 4 x 4 matrix: 
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenemill.schemas.errors import SourceError
-from scenemill.schemas.labels import LABELS
+from scenemill.schemas.labels import LABELS, Label
 from scenemill.transforms import folders, npz
 from scenemill.transforms.publish import remove, write_whole
 
@@ -115,7 +115,13 @@ def _classes(table: Mapping[str, Any], name: str) -> dict[int, int]:
 
 
 def write_prediction(
-    root: Path, key: str, prediction: Prediction, *, intrinsic: NDArray[Any] | None = None, view: bytes | None = None
+    root: Path,
+    key: str,
+    prediction: Prediction,
+    *,
+    intrinsic: NDArray[Any] | None = None,
+    view: bytes | None = None,
+    labels: Sequence[Label] = LABELS,
 ) -> None:
     """Write one prediction; the table comes last, so that a folder that has one is whole.
 
@@ -125,6 +131,7 @@ def write_prediction(
         prediction: what to write.
         intrinsic: (4, 4) of the image, for the table.
         view: the bytes of ``view.png``.
+        labels: which classes are things.
     """
     folder = root / folder_of(key)
     files = {
@@ -134,11 +141,11 @@ def write_prediction(
     table: dict[str, Any] = {"image_id": folder.name, "stage": 1}
     if intrinsic is not None:
         table["intrinsic"] = intrinsic.tolist()
-    table["segments_2d"] = _entries(prediction.classes_2d)
+    table["segments_2d"] = _entries(prediction.classes_2d, labels)
     if prediction.panoptic_3d is not None and prediction.distance is not None:
         files["panoptic.npz"] = _npz(prediction.panoptic_3d.astype(np.int32))
         files["geometry.npz"] = _npz(prediction.distance.astype(np.float32))
-        table.update(stage=2, segments_3d=_entries(prediction.classes_3d or {}))
+        table.update(stage=2, segments_3d=_entries(prediction.classes_3d or {}, labels))
     if view is not None:
         files["view.png"] = view
     files["segments.json"] = json.dumps(table).encode()
@@ -148,8 +155,8 @@ def write_prediction(
         write_whole(folder / name, data)
 
 
-def _entries(classes: Mapping[int, int]) -> list[dict[str, int]]:
-    thing = {label.id: int(label.thing) for label in LABELS}
+def _entries(classes: Mapping[int, int], labels: Sequence[Label]) -> list[dict[str, int]]:
+    thing = {label.id: int(label.thing) for label in labels}
     return [{"id": int(segment), "isthing": thing[label], "category_id": int(label)} for segment, label in classes.items()]
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from scenemill.schemas.fields import Field, fields_of
-from scenemill.schemas.labels import LABELS
+from scenemill.schemas.labels import LABELS, Label
 from scenemill.schemas.sample import Sample
 
 SIDE: Final = 384
@@ -156,10 +156,10 @@ def slice_of(volume: NDArray[Any], axis: str, index: int) -> NDArray[Any]:
     return volume[:, index, :].T[::-1] if axis == "y" else volume[index]
 
 
-def label_colors(labels: NDArray[Any]) -> Colors:
-    """Classes in the colours of ``schemas/labels.py``; magenta for a class that is not in the list."""
+def label_colors(labels: NDArray[Any], known: Sequence[Label] = LABELS) -> Colors:
+    """Classes in the colours of a list, that of ``schemas/labels.py`` if none is given; magenta for one that is not in it."""
     table = np.full((256, 3), _STRANGE, np.uint8)
-    for label in LABELS:
+    for label in known:
         table[label.id] = label.color
     colors: Colors = table[labels]
     return colors

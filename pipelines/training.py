@@ -17,6 +17,7 @@ from scenemill.schemas.experiment import ExperimentConfig, results_folder
 from scenemill.trainers.batches import SceneDataset
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
 from scenemill.trainers.nvpanoptix3d.weights import load_all
+from scenemill.trainers.sidefiles import check_label_map
 from scenemill.trainers.train import Step, Trained, train
 from scenemill.transforms.publish import write_whole
 
@@ -77,11 +78,12 @@ def _lists(config: ExperimentConfig, base_dir: str) -> tuple[str, ...]:
 
 
 def open_dataset(config: ExperimentConfig, split: str, on_progress: OnProgress, *, training: bool = False) -> SceneDataset:
-    """The samples of a split as a dataset.
+    """The samples of a split as a dataset; one for training has the generated images of ``base_dir`` besides, where they are asked for.
 
     Raises:
-        ConfigError: as ``find_samples``; or no samples in the split.
+        ConfigError: as ``find_samples``; no samples in the split; or a label map, mask or folder of generated images that does not fit.
     """
+    check_label_map(config)
     samples = find_samples(config, split, on_progress)
     seed = max(0, config.train.seed)
     return SceneDataset(

@@ -1,6 +1,6 @@
 """What stage 1 finds in images: segments, classes and depth, at the images' size or at the smaller one that files have."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -74,6 +74,7 @@ def predict_images(
     room_mask: Tensor | None = None,
     *,
     size: Size | None = None,
+    on_output: Callable[[Stage1Output], None] | None = None,
 ) -> list[PanopticImage]:
     """What the model finds in images, at their own sizes.
 
@@ -84,9 +85,12 @@ def predict_images(
         config: what is kept.
         room_mask: (B, Hp, Wp) bool on any device, True inside; depth outside is 0.
         size: (height, width) of the results where it is not that of the images.
+        on_output: called with the model's output, for losses.
     """
     with evaluating(model), torch.inference_mode():
-        output = model(images.to(_device(model)))
+        output: Stage1Output = model(images.to(_device(model)))
+        if on_output is not None:
+            on_output(output)
         return images_of(output, (images.shape[-2], images.shape[-1]), unpadded, config, room_mask, size=size)
 
 

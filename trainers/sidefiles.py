@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.errors import ConfigError, Corrupt, SourceError
+from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.labels import BUILT_IN, LabelMap, read_label_map
 from scenemill.transforms.folders import find_root, read_file
 from scenemill.transforms.geometry import front3d_frustum
@@ -41,6 +42,22 @@ def label_map_of(config: DatasetConfig) -> LabelMap:
     if not config.label_map:
         return BUILT_IN
     return _label_map(config.label_map, config.contiguous_id, _base_dirs(config))
+
+
+def check_label_map(config: ExperimentConfig) -> LabelMap:
+    """The label map of an experiment, whose model has an output for each class.
+
+    Raises:
+        ConfigError: the label map cannot be read, or leaves a class that the model has no output for.
+    """
+    labels, outputs = label_map_of(config.dataset), config.model.sem_seg_head.num_classes
+    if config.dataset.label_map and (largest := max(labels.learned)) >= outputs:
+        ids = ", ".join(str(label.id) for label in labels.sources(largest))
+        raise ConfigError(
+            f"dataset.label_map={config.dataset.label_map!r}: ids {ids} are learned as {largest}, but "
+            f"model.sem_seg_head.num_classes={outputs}: give them a trainId below that, or 0 for classes that teach nothing"
+        )
+    return labels
 
 
 @lru_cache(maxsize=8)
