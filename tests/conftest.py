@@ -9,6 +9,8 @@ from scenemill.transforms.worlds import write_world
 
 ROOT = Path(__file__).resolve().parents[1]
 
+os.environ["WANDB_MODE"] = "disabled"  # no test tells the world, also where a developer is logged in
+
 
 @pytest.fixture(scope="session")
 def front3d_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
