@@ -116,7 +116,7 @@ class VoxelPixels:
         v: (D, D) float32, [j, k] -> row, pixels; -1 outside the image or the depths.
         depth: (D,) float32, [k] -> metres; -1 outside the depths.
         size: (H, W) of the image, pixels.
-        window: the smallest box that has all voxels seen.
+        window: the smallest box that has all voxels seen; of one voxel if none is.
     """
 
     u: Tensor
@@ -170,9 +170,9 @@ def _voxel_pixels(intrinsics: bytes, rows: int, frustum: Frustum, device: torch.
 
 
 def _extent(table: NDArray[np.float32]) -> slice:
-    """From the first row with something seen to the last."""
+    """From the first row with something seen to the last; the first one if there is none."""
     places = np.flatnonzero(np.any(table >= 0, axis=1))
-    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 1)
 
 
 def back_project(frustum_mask: Tensor, pixels: VoxelPixels) -> tuple[Tensor, Tensor]:
