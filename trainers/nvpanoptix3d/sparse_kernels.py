@@ -1,0 +1,166 @@
+"""Sums and maxima over linked rows, and their gradients.
+
+A convolution gathers, for some rows at a time, what they are linked to, side by side, and multiplies that with the stacked weights:
+one gather and one product. Its gradients gather what came back, once, along the reverse links: one product is the gradient of the
+features, another that of the weights. Nothing is scattered, so every sum is taken in the same order in every run. What is gathered at
+a time stays in a cache; memory grows with the voxels, not with voxels times offsets.
+
+Source: the sparse operators of NvPanoptix3D as described in its fact sheet; the method is our own.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from scenemill.trainers.nvpanoptix3d.sparse_links import Links, Part
+
+CHUNK_BYTES: Final = {"cpu": 2**21, "cuda": 2**28}
+"""How much is gathered at a time, by kind of device: about a core's cache; on a GPU, enough to keep it busy."""
+
+
+def convolve(features: Tensor, weight: Tensor, links: Links) -> Tensor:
+    """The sum over a kernel's offsets of linked rows times weights.
+
+    Args:
+        features: (N, C) floating point. Under autocast the products, and what comes out, are of its type.
+        weight: (K, C, out), a matrix per offset. Its gradient adds up in its own type.
+        links: of N rows that come in.
+
+    Returns:
+        (M, out), M rows as in the links.
+    """
+    dtype, device = features.dtype, features.device.type
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    out: Tensor = _Convolution.apply(features, weight, links, dtype)
+    return out
+
+
+def pool(features: Tensor, links: Links) -> Tensor:
+    """The largest of linked rows, channel by channel; every row that comes out has at least one.
+
+    Args:
+        features: (N, C) floating point.
+        links: of N rows that come in.
+
+    Returns:
+        (M, C), M rows as in the links. The gradient goes to the first of equal values.
+    """
+    out: Tensor = _Pool.apply(features, links)
+    return out
+
+
+class _Convolution(Function):
+    """Products are of type ``dtype``; gradients are of the type of what they belong to."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, links: Links, dtype: torch.dtype) -> Tensor:
+        ctx.links, ctx.dtype = links, features.dtype
+        features = features.to(dtype)
+        ctx.save_for_backward(features, weight)
+        with torch.autocast(features.device.type, enabled=False):
+            padded, weight = _with_row(features, 0), weight.to(dtype)
+            out = features.new_empty((links.outputs, weight.shape[2]))
+            for part in links.forward:
+                _put(out, part, _products(padded, part, weight))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        features, weight = ctx.saved_tensors
+        of_features, of_weight = torch.empty_like(features, dtype=ctx.dtype), torch.empty_like(weight)
+        with torch.autocast(features.device.type, enabled=False):
+            padded, turned = _with_row(gradient.to(features.dtype), 0), weight.to(features.dtype).transpose(1, 2)
+            for part in ctx.links.backward:
+                rows, slopes = _reverse_products(padded, part, turned, features, weight.dtype)
+                _put(of_features, part, rows)
+                of_weight[part.offsets[:, 0]] = slopes
+        return of_features, of_weight, None, None
+
+
+def _products(padded: Tensor, part: Part, weight: Tensor) -> Tensor:
+    """(n, s * out): the rows of a part."""
+    stacked = _stacked(weight, part.offsets)
+    rows = padded.new_empty((len(part.sources), stacked.shape[1]))
+    for span, gathered in _chunks(padded, part.sources):
+        torch.mm(gathered.flatten(1), stacked, out=rows[span])
+    return rows
+
+
+def _reverse_products(padded: Tensor, part: Part, turned: Tensor, features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of a part, the gradient of its rows, (n, C), and of the weights of its offsets, (m, C, out) of type ``dtype``.
+
+    Args:
+        padded: (M + 1, out), the gradient that came back, and zeros.
+        part: of the reverse links.
+        turned: (K, out, C), the weights.
+        features: (N, C).
+        dtype: in which the gradient of the weights adds up.
+    """
+    own = features if part.targets is None else features.index_select(0, part.targets[:, 0])
+    stacked = _stacked(turned, part.offsets)
+    rows, slopes = torch.empty_like(own), stacked.new_zeros((own.shape[1], len(stacked)), dtype=dtype)
+    for span, gathered in _chunks(padded, part.sources):
+        torch.mm(gathered.flatten(1), stacked, out=rows[span])
+        slopes += own[span].T @ gathered.flatten(1)
+    return rows, slopes.view(own.shape[1], len(part.offsets), -1).transpose(0, 1)
+
+
+class _Pool(Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, links: Links) -> Tensor:
+        (part,) = links.forward
+        padded = _with_row(features, -torch.inf)
+        out = features.new_empty((links.outputs, features.shape[1]))
+        offset = torch.empty_like(out, dtype=torch.uint8)
+        for span, gathered in _chunks(padded, part.sources):
+            out[span], offset[span] = gathered.max(dim=1)
+        ctx.links = links
+        ctx.save_for_backward(offset)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (offset,) = ctx.saved_tensors
+        padded, offset = _with_row(gradient, 0), _with_row(offset, 0)
+        of_features = gradient.new_empty((ctx.links.inputs, gradient.shape[1]))
+        for part in ctx.links.backward:
+            rows = gradient.new_zeros((len(part.sources), gradient.shape[1]))
+            for sources, number in zip(part.sources.unbind(dim=1), part.offsets[:, 0], strict=True):
+                rows += torch.where(offset.index_select(0, sources) == number, padded.index_select(0, sources), 0)
+            _put(of_features, part, rows)
+        return of_features, None
+
+
+def _with_row(features: Tensor, value: float) -> Tensor:
+    """One more row, all ``value``, for what is not there: (N, C) -> (N + 1, C)."""
+    return torch.cat([features, features.new_full((1, features.shape[1]), value)])
+
+
+def _stacked(weight: Tensor, offsets: Tensor) -> Tensor:
+    """Weights of offsets (m, s), those of a column below those of the column before: (K, C, out) -> (m * C, s * out)."""
+    return weight[offsets].transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _chunks(padded: Tensor, sources: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """For some rows (n, m) of sources at a time: which, and (n, m, C) what they are linked to."""
+    count, columns = sources.shape
+    budget = CHUNK_BYTES.get(padded.device.type, CHUNK_BYTES["cuda"])
+    size = max(1, budget // max(1, columns * padded.shape[1] * padded.element_size()))
+    for start in range(0, count, size):
+        some = sources[start : start + size]
+        yield slice(start, start + size), padded.index_select(0, some.flatten()).view(*some.shape, -1)
+
+
+def _put(out: Tensor, part: Part, rows: Tensor) -> None:
+    """The rows of a part in their places."""
+    if part.targets is None:
+        out.copy_(rows)
+    else:
+        out.index_copy_(0, part.targets.flatten(), rows.view(-1, out.shape[1]).to(out.dtype))
