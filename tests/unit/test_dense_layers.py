@@ -60,7 +60,7 @@ def test_a_decoder_is_its_definition() -> None:
     assert shapes_of(decoder) == {"0.weight": (3, 2, 4, 4, 4)}
     grown = torch.zeros(2, 2, 10, 10, 10, dtype=torch.float64)
     for x, y, z in torch.cartesian_prod(*[torch.arange(4)] * 3).tolist():
-        tap = torch.einsum("bcxyz,co->boxyz", volume, decoder[0].weight[:, :, x, y, z])
+        tap = torch.einsum("bcxyz,co->boxyz", volume, decoder.get_parameter("0.weight")[:, :, x, y, z])
         grown[:, :, x : x + 8 : 2, y : y + 8 : 2, z : z + 8 : 2] += tap
     inner = grown[:, :, 1:9, 1:9, 1:9].detach()
     torch.testing.assert_close(decoder(volume).detach(), normed(inner).clamp(min=0))
