@@ -9,14 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.experiment import ExperimentConfig, Frustum3dConfig, ModelConfig, ProjectionConfig
 from scenemill.trainers.nvpanoptix3d.frustum import (
     Frustum,
     back_project,
     frustum_box,
-    frustum_of,
     inference_mask,
     voxel_pixels,
 )
@@ -217,17 +214,6 @@ def test_tables_made_without_gradients_serve_training() -> None:
     with torch.inference_mode():
         made = voxel_pixels(camera, SMALL)
     assert not made.u.is_inference() and not made.depth.is_inference()
-
-
-def test_settings_become_a_frustum() -> None:
-    assert frustum_of(ExperimentConfig()) == Frustum()
-    config = ExperimentConfig(
-        dataset=DatasetConfig(name="matterport", geometry="measured", target_size=(300, 200), reduced_target_size=(40, 30)),
-        model=ModelConfig(
-            frustum3d=Frustum3dConfig(grid_dimensions=64, frustum_dims=64), projection=ProjectionConfig(voxel_size=0.12)
-        ),
-    )
-    assert frustum_of(config) == Frustum((300, 200), (30, 40), 64, 0.12, 0.4, 6.0, "matterport")
 
 
 def test_what_cannot_be_placed_is_refused() -> None:

@@ -20,9 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scenemill.schemas.dataset import MEASURED
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.planes import PLANE_SIZE, PlaneTables, pinhole, plane_of, project_voxels
 from scenemill.transforms.geometry import (
     FAR_M,
@@ -91,20 +89,6 @@ class Frustum:
     def camera_index(self, intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
         """(3,) float64: index of the measured camera's centre."""
         return camera_index(self.measured, intrinsics, self.image_size, self.grid)
-
-
-def frustum_of(config: ExperimentConfig) -> Frustum:
-    """The space and the images that settings ask for."""
-    data, (width, height) = config.dataset, config.dataset.reduced_target_size
-    return Frustum(
-        image_size=data.target_size,
-        plane_size=(height, width),
-        grid=config.model.frustum3d.frustum_dims,
-        voxel_m=config.model.projection.voxel_size,
-        depth_min=data.depth_min,
-        depth_max=data.depth_max,
-        measured=data.name if data.geometry == MEASURED else "",
-    )
 
 
 @dataclass(frozen=True, eq=False)
