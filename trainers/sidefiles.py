@@ -227,9 +227,9 @@ def read_generated(image: Generated, size: tuple[int, int]) -> NDArray[np.uint8]
     from scenemill.transforms.images import read_png
 
     try:
-        rgb: NDArray[np.uint8] = read_png(read_file(image.root, image.path, _LIMIT_BYTE), size, {"RGB": "uint8"})
+        rgb = read_png(read_file(image.root, image.path, _LIMIT_BYTE), size, {"RGB": "uint8"})
     except SourceError as error:
         raise Corrupt(
             f"generated image {image.root / image.path}: {error}; sample {image.key} cannot be read. Replace or remove it"
         ) from error
-    return rgb
+    return np.array(rgb, np.uint8)  # a copy, which may be written to
