@@ -55,6 +55,7 @@ class Batch:
     - mp_occ: (B, 100, 120, 160) bool, occupied cells of the planes in front of the camera.
     - room_mask: (B, H, W) bool, room_mask_buol: (B, 120, 160) bool; Matterport3D.
     - raw_sem_seg: (B, h, w) uint8 with void as 13, raw_inst_seg, raw_depth: int32, depth in 1/256 m; validation and test.
+    - semantic_3d: (B, g, g, g) uint8, instance_3d: (B, g, g, g) int32, classes and instances; validation and test, with volumes.
     - what ``volumes.expand`` lists, and frustum_mask: (B, g, g, g) bool, True inside; with volumes.
 
     Attributes:

@@ -1,5 +1,6 @@
 """One stored sample as a model sees it: image, instances, depth, occupancy planes, and the blocks its volumes' targets come from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -151,7 +152,9 @@ class ExampleReader:
             if config.enable_mp_occ:
                 tensors["mp_occ"] = self._planes(arrays["intrinsics"], distance)
             if config.enable_3d:
-                volumes = self._volumes(key, row, distance, found)
+                weight, *labelled = self._labels_and_weight(key, row)
+                volumes = self._volumes(distance, weight, labelled, found, self._shared_frustum or self._own_frustum(key, row))
+                tensors |= {} if self._training else _true_volumes(distance.grid, *labelled)
         size = (arrays["rgb"].shape[0], arrays["rgb"].shape[1])
         weight = 1.0 if image is None else config.augmentation.gen_aug_weight
         return Example(key if image is None else image.key, visit, size, view.unpadded_shape, tensors, found, volumes, weight)
@@ -257,12 +260,14 @@ class ExampleReader:
         )
         return plane_occupancy(torch.from_numpy(distance.voxels_where(distance.values < self._config.occupancy_band)), tables)
 
-    def _volumes(self, key: str, row: int, distance: "Blocks", found: Instances) -> VolumeBatch:
-        weight, voxels, semantic, instance = self._labels_and_weight(key, row)
+    def _volumes(
+        self, distance: "Blocks", weight: "Blocks", labelled: Sequence[NDArray[Any]], found: Instances, frustum: "Blocks | None"
+    ) -> VolumeBatch:
+        """Blocks and masks; ``labelled`` are the voxels that have a label, their classes and their instances."""
+        voxels, semantic, instance = labelled
         inside = [
             voxels[instance == id if id > 0 else semantic == label] for id, label in zip(found.ids, found.classes, strict=True)
         ]
-        frustum = self._shared_frustum or self._own_frustum(key, row)
         return VolumeBatch(
             distance_places=_places(distance),
             distance=torch.from_numpy(distance.values),
@@ -293,6 +298,15 @@ class ExampleReader:
             blocks = self._store.reader.blocks(field, row)
         np.logical_not(blocks.values, out=blocks.values)
         return blocks
+
+
+def _true_volumes(grid: int, voxels: NDArray[Any], semantic: NDArray[Any], instance: NDArray[Any]) -> dict[str, Tensor]:
+    """The labels of all voxels, dense: what predicted volumes are measured by."""
+    found = {}
+    for name, dtype, values in (("semantic_3d", torch.uint8, semantic), ("instance_3d", torch.int32, instance)):
+        found[name] = torch.zeros((grid,) * 3, dtype=dtype)
+        found[name].view(-1)[torch.from_numpy(voxels).long()] = torch.from_numpy(values.astype(np.int32)).to(dtype)
+    return found
 
 
 def _places(blocks: "Blocks") -> Tensor:

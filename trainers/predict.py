@@ -1,4 +1,4 @@
-"""What stage 1 finds in images: segments, classes and depth, at the images' size or at the smaller one that files have."""
+"""What a model finds: segments, classes and depth of images, at their size or at the smaller one that files have, and volumes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,9 @@ from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.augment import View, prepare, resize_rgb
 from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage, Rules, Size, postprocess, postprocess_reduced
+from scenemill.trainers.nvpanoptix3d.postprocess3d import PanopticVolume, postprocess_volumes
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1Output
+from scenemill.trainers.nvpanoptix3d.stage2 import Stage2, Stage2Output
 from scenemill.trainers.sidefiles import label_map_of
 
 
@@ -116,6 +118,40 @@ def predict_reduced(
             rules=rules_of(config),
             room_mask=None if room_mask is None else _resized(room_mask, (height, width)).to(output.pred_depths.device),
         )
+
+
+def predict_scenes(
+    model: Stage2,
+    images: Tensor,
+    unpadded: Sequence[Size],
+    config: ExperimentConfig,
+    intrinsic: Tensor,
+    frustum_mask: Tensor,
+    room_mask: Tensor | None = None,
+) -> list[tuple[PanopticImage, PanopticVolume]]:
+    """What the model finds in images, at ``dataset.reduced_target_size``, and in the space they show.
+
+    Args:
+        model: of stage 2.
+        images, unpadded, config: see ``predict_images``.
+        intrinsic: (B, 4, 4), pixels of ``dataset.target_size``.
+        frustum_mask: (B, D, D, D) bool, True inside, image-aligned.
+        room_mask: (B, h, w) bool, True inside: of the images without padding, at any resolution; ``room_mask_buol`` of a batch.
+    """
+    device = _device(model)
+    height, width = model.frustum.plane_size
+    room = None if room_mask is None else _resized(room_mask, (height, width)).to(device)
+    with evaluating(model), torch.inference_mode():
+        output: Stage2Output = model(images.to(device), unpadded, intrinsic, frustum_mask.to(device), room)
+        return list(zip(output.images, volumes_of(output, config), strict=True))
+
+
+def volumes_of(output: Stage2Output, config: ExperimentConfig) -> list[PanopticVolume]:
+    """What an output of the model says of the space of each image."""
+    held = config.model.frustum3d
+    return postprocess_volumes(
+        output.volumes, output.pred_logits.float(), held.frustum_dims, rules=rules_of(config), truncation=held.truncation
+    )
 
 
 @torch.inference_mode()

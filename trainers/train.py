@@ -171,6 +171,8 @@ class _Run:
         self.steps_per_epoch = held.iters_per_epoch or max(1, len(training) // (self.loader.batch_size * fabric.world_size))
         self.steps = 1 if held.is_dry_run else min(optim.max_steps, held.num_epochs * self.steps_per_epoch)
         resumed = self._resume()
+        if not resumed:
+            self.stage.load_first(self.network, config)
         self.model = fabric.setup_module(self.network)
         optimizer = make_optimizer(  # of the parameters as they are on the devices: shares, where they are shared
             self.network,
@@ -293,9 +295,9 @@ class _Run:
             return
         share_buffers(self.network)
         loader = self._loader(self.validation, self.config.dataset.val.batch_size, shuffle=False)
-        own = self.stage.evaluate(self.network, loader, self.config)
+        own = self.stage.evaluate(self.network, self.criterion, loader, self.config)
         counts = self.fabric.all_reduce(torch.from_numpy(own.counts).to(self.fabric.device), reduce_op="sum")
-        self.kpi = replace(own, counts=counts.cpu().numpy()).kpi("val")
+        self.kpi = self.stage.kpi(replace(own, counts=counts.cpu().numpy()), "val")
         self.network.train()
         if self.curves is not None:
             self.curves.write(self.kpi, self.step)
