@@ -43,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 AS_STORED = AugmentationConfig(train_min_size=(240,), train_max_size=960)
 IMAGES = DatasetConfig(enable_mp_occ=False, augmentation=AS_STORED)
-VOLUMES = DatasetConfig(enable_3d=True, augmentation=AS_STORED)
+VOLUMES = DatasetConfig(enable_3d=True, enable_mp_occ=False, augmentation=AS_STORED)
 
 
 @pytest.fixture(scope="module")
