@@ -20,7 +20,7 @@ from scenemill.schemas.labels import BUILT_IN, LabelMap
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import COUNTS, DEPTHS, SCORES, table_of
 from scenemill.trainers.instances import learned_classes
-from scenemill.trainers.metrics import STUFF, Average, Tally, form_of, panoptic_reconstruction_quality
+from scenemill.trainers.metrics import PUBLISHED, STUFF, Average, SurfaceRule, Tally, form_of, panoptic_reconstruction_quality
 from scenemill.trainers.panoptic import PixelRule, pq_averages, score_image
 from scenemill.trainers.segments import segments_from_labels, segments_from_panoptic
 from scenemill.trainers.selfcheck import run_selfcheck
@@ -52,6 +52,7 @@ class ScoreConfig:
         allow_missing: True to score what has a prediction and leave out the rest.
         workers: processes.
         labels: what the model learned of the store's classes; predictions name those that it learned.
+        surface: which voxels the 3D metric compares; None for those of the published numbers. Others are part of the rule's name.
     """
 
     predictions: Path
@@ -64,6 +65,7 @@ class ScoreConfig:
     allow_missing: bool = False
     workers: int = 1
     labels: LabelMap = BUILT_IN
+    surface: SurfaceRule | None = None
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,18 @@ def check_metrics() -> None:
 def _run_name(config: ScoreConfig, store: Store, keys: Sequence[str]) -> str:
     """A name made from what decides the numbers."""
     learned = "" if config.labels == BUILT_IN else f" {config.labels}"
-    digest = hashlib.sha256(f"{SCORING} {store.version} {config.split} {config.model}{learned}".encode())
+    surface = _name_surface(config.surface, store.layout.source)
+    digest = hashlib.sha256(f"{SCORING} {store.version} {config.split} {config.model}{learned}{surface}".encode())
     for key in keys:
         for path in sorted((config.predictions / folder_of(key)).iterdir()):
             status = path.stat()
             digest.update(f"{key} {path.name} {status.st_size} {status.st_mtime_ns}".encode())
     return f"{config.model}-{digest.hexdigest()[:12]}"
+
+
+def _name_surface(surface: SurfaceRule | None, source: str) -> str:
+    """What a rule's name ends with: nothing where the published numbers were counted so too."""
+    return "" if surface in (None, PUBLISHED[form_of(source)]) else f", {surface}"
 
 
 def score_group(config: ScoreConfig, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
@@ -156,15 +164,17 @@ def score_group(config: ScoreConfig, keys: Sequence[str]) -> tuple[pa.Table, pa.
     depths: list[dict[str, Any]] = []
     for key in keys:
         common = {"run": config.run, "store_version": store.version, "key": key, "split": config.split or store.facts(key)["split"]}
-        tallies, errors = score_sample(store, key, config.predictions, config.labels)
+        tallies, errors = score_sample(store, key, config.predictions, config.labels, config.surface)
         counts.extend({**common, **row} for row in count_rows(tallies, config.labels))
         if errors is not None:
             depths.append({**common, **errors, "pixels": int(errors["pixels"])})
     return table_of(COUNTS, counts), table_of(DEPTHS, depths)
 
 
-def score_sample(store: Store, key: str, predictions: Path, labels: LabelMap = BUILT_IN) -> tuple[Tallies, dict[str, float] | None]:
-    """Score one sample; see ``ScoreConfig`` for the labels.
+def score_sample(
+    store: Store, key: str, predictions: Path, labels: LabelMap = BUILT_IN, surface: SurfaceRule | None = None
+) -> tuple[Tallies, dict[str, float] | None]:
+    """Score one sample; see ``ScoreConfig`` for labels and surface.
 
     Raises:
         SourceError: its prediction cannot be read.
@@ -180,7 +190,7 @@ def score_sample(store: Store, key: str, predictions: Path, labels: LabelMap = B
     sample = store.read(key, wanted)
     tallies, errors = _score_image(sample, prediction, source, labels)
     if prediction.panoptic_3d is not None:
-        tallies.update(_score_volume(sample, prediction, store, labels))
+        tallies.update(_score_volume(sample, prediction, store, labels, surface))
     return tallies, errors
 
 
@@ -202,14 +212,18 @@ def _resize(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[A
     return resized
 
 
-def _score_volume(sample: Sample, prediction: Prediction, store: Store, labels: LabelMap) -> Tallies:
+def _score_volume(
+    sample: Sample, prediction: Prediction, store: Store, labels: LabelMap, surface: SurfaceRule | None
+) -> Tallies:
     source = store.layout.source
     semantic = learned_classes(sample["semantic_3d"], labels)
     true = segments_from_labels(semantic, sample["instance_3d"], labels.stuff(STUFF[form_of(source)]))
     predicted = segments_from_panoptic(prediction.panoptic_3d, prediction.classes_3d or {})
     frustum = store.frustum if store.frustum is not None else ~sample["outside"]
-    tallies = panoptic_reconstruction_quality(true, sample["geometry"], predicted, prediction.distance, frustum, source)
-    return {("prq", rule): tally for rule, tally in tallies.items()}
+    tallies = panoptic_reconstruction_quality(
+        true, sample["geometry"], predicted, prediction.distance, frustum, source, surface=surface
+    )
+    return {("prq", rule + _name_surface(surface, source)): tally for rule, tally in tallies.items()}
 
 
 def count_rows(tallies: Mapping[tuple[str, str], Tally], labels: LabelMap = BUILT_IN) -> list[dict[str, Any]]:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.collate import Batch
-from scenemill.trainers.metrics import RULES, STUFF, Rule, Tally, form_of, panoptic_reconstruction_quality
+from scenemill.trainers.metrics import RULES, STUFF, Rule, SurfaceRule, Tally, form_of, panoptic_reconstruction_quality
 from scenemill.trainers.nvpanoptix3d.postprocess3d import PanopticVolume
 from scenemill.trainers.nvpanoptix3d.stage2 import Stage2, Stage2Output
 from scenemill.trainers.predict import evaluating, volumes_of
 from scenemill.trainers.segments import segments_from_labels, segments_from_panoptic
+from scenemill.trainers.sidefiles import label_map_of
 
 _SAMPLES: Final = 1
 _TALLY_SHAPE: Final = (len(RULES), *Tally().array.shape)
@@ -93,8 +94,14 @@ def evaluate_volumes(
                 output = model(*scene_inputs(batch))
                 on_output(batch, output)
                 for index, volume in enumerate(volumes_of(output, config)):
-                    total += count_volume(batch, index, volume, config.dataset.name)
+                    total += count_volume(batch, index, volume, config)
     return total
+
+
+def surface_rule(config: ExperimentConfig) -> SurfaceRule:
+    """Which voxels the metric compares, as the settings have it."""
+    held = config.dataset
+    return SurfaceRule(held.iso_value, config.model.frustum3d.iso_recon_value, held.downsample_factor)
 
 
 def scene_inputs(batch: Batch) -> tuple[object, ...]:
@@ -102,19 +109,23 @@ def scene_inputs(batch: Batch) -> tuple[object, ...]:
     return batch["image"], batch.unpadded, batch["intrinsic"], batch["frustum_mask"], batch.tensors.get("room_mask_buol")
 
 
-def count_volume(batch: Batch, index: int, found: PanopticVolume, source: str) -> VolumeEvaluation:
+def count_volume(batch: Batch, index: int, found: PanopticVolume, config: ExperimentConfig) -> VolumeEvaluation:
     """Count one sample of a batch.
 
     Args:
         batch: with ``semantic_3d``, ``instance_3d``, ``geometry`` and ``frustum_mask``.
         index: of the sample in it.
         found: what the model says, of the same size.
-        source: whose labels they are.
+        config: whose labels they are, and which voxels count.
     """
-    true = segments_from_labels(batch["semantic_3d"][index], batch["instance_3d"][index], STUFF[form_of(source)])
+    source = config.dataset.name
+    stuff = label_map_of(config.dataset).stuff(STUFF[form_of(source)])
+    true = segments_from_labels(batch["semantic_3d"][index], batch["instance_3d"][index], stuff)
     predicted = segments_from_panoptic(found.panoptic, {segment.id: segment.category_id for segment in found.segments})
     distance, frustum = batch["geometry"][index], batch["frustum_mask"][index]
-    tallies = panoptic_reconstruction_quality(true, distance, predicted, found.distance, frustum, source)
+    tallies = panoptic_reconstruction_quality(
+        true, distance, predicted, found.distance, frustum, source, surface=surface_rule(config)
+    )
     result = VolumeEvaluation.empty()
     result.counts[0] = 1
     arrays = result.counts[_SAMPLES:].reshape(_TALLY_SHAPE)

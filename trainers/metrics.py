@@ -25,8 +25,6 @@ RULES: Final[tuple[Rule, ...]] = ("reference", "best")
 PRQ_THRESHOLD: Final = 0.25
 THINGS: Final = tuple(range(1, 10))
 STUFF: Final = {"front3d": (10, 11), "matterport": (10, 11, 12)}
-ISO: Final = {"front3d": 1.0, "matterport": 2.0}
-FACTOR: Final = {"front3d": 1, "matterport": 2}
 
 _UNIT: Final = 1 << 40
 _CLASSES: Final = 256
@@ -36,6 +34,28 @@ _IOU, _TP, _FP, _FN = range(4)
 def form_of(source: str) -> str:
     """The settings a source is measured by: those of 3D-Front, or of Matterport3D."""
     return "matterport" if source == "matterport" else "front3d"
+
+
+@dataclass(frozen=True)
+class SurfaceRule:
+    """Which voxels of segments the 3D metric compares.
+
+    Attributes:
+        iso: a true surface is closer than this, voxels (``dataset.iso_value``).
+        iso_predicted: a predicted surface is closer than this (``model.frustum3d.iso_recon_value``).
+        factor: the grid is coarser by this (``dataset.downsample_factor``).
+    """
+
+    iso: float
+    iso_predicted: float
+    factor: int
+
+    def __str__(self) -> str:
+        return f"iso {self.iso:g} and {self.iso_predicted:g}, grid / {self.factor}"
+
+
+PUBLISHED: Final = {"front3d": SurfaceRule(1.0, 1.0, 1), "matterport": SurfaceRule(2.0, 2.0, 2)}
+"""By the form of the source: what the published numbers were counted by."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +232,7 @@ def panoptic_reconstruction_quality(
     frustum: Array,
     source: str,
     rules: Sequence[Rule] = RULES,
+    surface: SurfaceRule | None = None,
 ) -> dict[Rule, Tally]:
     """Counts of one sample for PRQ, RSQ and RRQ, by rule.
 
@@ -222,10 +243,13 @@ def panoptic_reconstruction_quality(
         source: whose settings to use: surface within 1 voxel at full resolution for 3D-Front and its form, 2 voxels at half of it
             for Matterport3D.
         rules: which.
+        surface: other settings than those.
 
     Raises:
         ConfigError: the shapes differ.
     """
-    form = form_of(source)
-    overlaps = surface_overlaps(true, true_distance, predicted, predicted_distance, frustum, ISO[form], FACTOR[form])
+    held = surface or PUBLISHED[form_of(source)]
+    overlaps = surface_overlaps(
+        true, true_distance, predicted, predicted_distance, frustum, held.iso, held.factor, iso_predicted=held.iso_predicted
+    )
     return {rule: tally_matches(overlaps, true, predicted, rule, PRQ_THRESHOLD) for rule in rules}

@@ -72,7 +72,15 @@ def flat_overlaps(true: Segments, predicted: Segments) -> Overlaps:
 
 
 def surface_overlaps(
-    true: Segments, true_distance: Array, predicted: Segments, predicted_distance: Array, frustum: Array, iso: float, factor: int
+    true: Segments,
+    true_distance: Array,
+    predicted: Segments,
+    predicted_distance: Array,
+    frustum: Array,
+    iso: float,
+    factor: int,
+    *,
+    iso_predicted: float | None = None,
 ) -> Overlaps:
     """Overlaps of the segments' surfaces, as the published 3D metric draws them.
 
@@ -85,6 +93,7 @@ def surface_overlaps(
         frustum: (X, Y, Z) bool, True inside.
         iso: voxels; 1.0 for 3D-Front, 2.0 for Matterport3D.
         factor: 1 for 3D-Front, 2 for Matterport3D.
+        iso_predicted: of predicted segments, where it is another.
 
     Raises:
         ConfigError: the shapes differ, or ``factor`` is neither 1 nor 2.
@@ -100,7 +109,7 @@ def surface_overlaps(
         raise ConfigError(f"factor {factor}: the published metric knows 1 and 2")
     culled = frustum[::factor, ::factor, ::factor]
     true_boxes = _boxes(true, true_distance, culled, iso, factor)
-    predicted_boxes = _boxes(predicted, predicted_distance, culled, iso, factor)
+    predicted_boxes = _boxes(predicted, predicted_distance, culled, iso if iso_predicted is None else iso_predicted, factor)
     shared = np.zeros((len(true.classes), len(predicted.classes)), np.int64)
     for a in true_boxes:
         for b in predicted_boxes:
