@@ -438,16 +438,12 @@ class ExperimentConfig:
         settle(self)
 
 
-_UNREAD: Final = ("dataset.label_map", "dataset.frustum_mask_path", "dataset.augmentation.gen_aug_weight")
-"""Settings of the reference that mean something there and nothing here: labels and frustum are the store's, images those in it."""
-
-
 def ignored_settings(config: ExperimentConfig) -> list[str]:
     """A warning for every setting that was changed from its default although nothing reads it."""
     return [
         f"{name}={shorten(value)}: changed from {shorten(setting.default)}, but nothing reads it"
         for name, setting, value in walk(config)
-        if (setting.about.get("dead") or (name in _UNREAD and value)) and value != setting.default
+        if setting.about.get("dead") and value != setting.default
     ]
 
 

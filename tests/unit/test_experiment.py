@@ -417,6 +417,12 @@ def test_what_nothing_reads_is_told_once_it_is_changed() -> None:
     ]
 
 
+def test_what_is_read_is_not_told() -> None:
+    generated = AugmentationConfig(gen_aug_weight=0.5)
+    dataset = DatasetConfig(label_map="map.json", contiguous_id=True, frustum_mask_path="mask.npz", augmentation=generated)
+    assert ignored_settings(ExperimentConfig(dataset=dataset)) == []
+
+
 @pytest.mark.parametrize("action", ACTIONS)
 def test_results_go_to_the_own_folder_else_into_the_common_one(action: str) -> None:
     config = ExperimentConfig(results_dir="out")
