@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from scenemill.trainers.nvpanoptix3d.lifting import lift
 from scenemill.trainers.nvpanoptix3d.projection import fuse, project, project_scales
 from scenemill.trainers.nvpanoptix3d.sparse import SparseTensor, sparse_tensor
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS, adjust_intrinsics, camera_index
+from scenemill.transforms.images import read_exr_depth
 
 K = np.array(FRONT3D_INTRINSICS)
 RELEASED_K = np.array([[269.42, 0, 159.21068022, 0], [0, 252.6984375, 125.21473998, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # Matterport3D
@@ -194,6 +196,23 @@ def test_measured_projection_lies_within_what_is_lifted() -> None:
     full = {tuple(place) for place in lifted.coords[lifted.features.any(dim=1)].tolist()}
     there = [tuple(place) in full for place in seen.coords.tolist()]
     assert sum(there) / len(there) > 0.98  # but for pixels at the frustum's sides
+
+
+@pytest.mark.real
+def test_measured_projection_meets_the_surfaces_of_a_real_view(real_data: Path) -> None:
+    """The distance in the voxel that a pixel's depth is in, in voxels: below one for nearly all pixels, or not."""
+    folder = real_data / "data" / "front3d" / "data" / "70f7c6c1-c48f-4106-bcef-40b80b84bbad"
+    distance = np.flip(np.load(folder / "geometry_0001.npz")["data"].astype(np.float32), (0, 1))
+    depth = torch.from_numpy(read_exr_depth((folder / "depth_0001.exr").read_bytes(), (240, 320)).copy())[None]
+
+    def near(measured: str) -> float:
+        frustum = Frustum(plane_size=(240, 320), measured=measured)
+        empty = torch.zeros(1, 1, 240, 320)
+        seen = project(empty, empty, depth, K[None], frustum, (240, 320), [(240, 320)], truncation=0)
+        return float((distance[tuple(seen.coords[:, 1:].T.numpy())] < 1).mean())
+
+    assert near("front3d") > 0.985
+    assert near("") < 0.8
 
 
 def test_gradients_are_those_of_a_linear_map() -> None:
