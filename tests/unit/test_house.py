@@ -26,7 +26,7 @@ HOMES = {
     "zarr": ("transforms/store.py",),
     "numcodecs": ("transforms/shards.py",),
     "OpenEXR": ("transforms/images.py", "transforms/rawfiles.py"),
-    "pxr": ("trainers/usd.py",),
+    "pxr": ("trainers/usd/",),
     "skimage": ("transforms/meshes.py",),
     "duckdb": ("pipelines/query.py",),
     "deltalake": ("pipelines/tables.py",),

@@ -1,4 +1,4 @@
-"""Polygons as USD files, for any viewer and for Kaolin. The one home of usd-core, which is imported where it is needed.
+"""Polygons of any size as whole USD files, for any viewer and for Kaolin.
 
 A stage is in metres with Y up. Its default prim is ``/World``, which holds one ``Mesh``. Values at vertices or faces are primvars:
 ``displayColor`` is what viewers show, whole numbers under readable names are ids. Named groups of faces are ``GeomSubset`` prims.
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.labels import LABELS, VOID, Label
+from scenemill.trainers.usd.arrays import to_unit, to_value
 from scenemill.transforms.meshes import PanopticMesh
 from scenemill.transforms.publish import write_whole
 
@@ -167,12 +168,12 @@ def _define_mesh(stage: Any, polygons: Polygons) -> Any:
 
     mesh = UsdGeom.Mesh.Define(stage, MESH_PATH)
     points = polygons.points.astype(np.float32)
-    mesh.CreatePointsAttr(_vectors(points))
-    mesh.CreateFaceVertexCountsAttr(_integers(polygons.counts))
-    mesh.CreateFaceVertexIndicesAttr(_integers(polygons.indices))
+    mesh.CreatePointsAttr(to_value("point3f[]", points))
+    mesh.CreateFaceVertexCountsAttr(to_value("int[]", polygons.counts))
+    mesh.CreateFaceVertexIndicesAttr(to_value("int[]", polygons.indices))
     mesh.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)  # else viewers round every corner off
     if len(points):
-        mesh.CreateExtentAttr(_vectors(np.stack([points.min(axis=0), points.max(axis=0)])))
+        mesh.CreateExtentAttr(to_value("float3[]", np.stack([points.min(axis=0), points.max(axis=0)])))
     for values, interpolation in ((polygons.per_vertex, UsdGeom.Tokens.vertex), (polygons.per_face, UsdGeom.Tokens.uniform)):
         for name, array in values.items():
             _define_primvar(mesh, name, array, interpolation)
@@ -182,21 +183,16 @@ def _define_mesh(stage: Any, polygons: Polygons) -> Any:
 def _define_primvar(mesh: Any, name: str, values: NDArray[Any], interpolation: str) -> None:
     from pxr import Sdf, UsdGeom
 
-    kind = Sdf.ValueTypeNames.IntArray if values.ndim == 1 else Sdf.ValueTypeNames.Color3fArray
-    primvar = UsdGeom.PrimvarsAPI(mesh).CreatePrimvar(name, kind, interpolation)
-    primvar.Set(_integers(values) if values.ndim == 1 else _vectors(_unit(values)))
-
-
-def _unit(colors: NDArray[Any]) -> NDArray[np.float32]:
-    """Colours from 0 to 1, not made linear: readers get back what was given, and viewers that expect linear light show it paler."""
-    return colors.astype(np.float32) / np.float32(255) if colors.dtype == np.uint8 else colors.astype(np.float32)
+    kind = "int[]" if values.ndim == 1 else "color3f[]"
+    primvar = UsdGeom.PrimvarsAPI(mesh).CreatePrimvar(name, Sdf.ValueTypeNames.Find(kind), interpolation)
+    primvar.Set(to_value(kind, values if values.ndim == 1 else to_unit(values)))
 
 
 def _define_groups(mesh: Any, groups: Mapping[str, NDArray[Any]]) -> None:
     from pxr import UsdGeom
 
     for prim_name, (name, faces) in zip(_prim_names(groups), groups.items(), strict=True):
-        subset = UsdGeom.Subset.CreateGeomSubset(mesh, prim_name, UsdGeom.Tokens.face, _integers(faces), _FAMILY)
+        subset = UsdGeom.Subset.CreateGeomSubset(mesh, prim_name, UsdGeom.Tokens.face, to_value("int[]", faces), _FAMILY)
         if name != prim_name:
             subset.GetPrim().SetDisplayName(name)
     if groups:
@@ -216,15 +212,3 @@ def _prim_names(names: Iterable[str]) -> list[str]:
             one += "_"
         allowed.append(one)
     return allowed
-
-
-def _vectors(values: NDArray[np.float32]) -> Any:
-    from pxr import Vt
-
-    return Vt.Vec3fArray.FromNumpy(np.ascontiguousarray(values)) if len(values) else Vt.Vec3fArray()
-
-
-def _integers(values: NDArray[Any]) -> Any:
-    from pxr import Vt
-
-    return Vt.IntArray.FromNumpy(np.ascontiguousarray(values, np.int32)) if len(values) else Vt.IntArray()
