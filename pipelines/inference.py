@@ -4,45 +4,49 @@ Each image gets a folder (see ``pipelines/predictions.py``), whole or not there:
 cannot be read never ends a run: it is told in the outcome, and in ``failures.json`` beside the folders.
 """
 
-import io
 import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from scenemill.pipelines.folder import OnProgress, no_progress
+from scenemill.pipelines.photos import read_image
+from scenemill.pipelines.prediction_view import draw_meshes, draw_view, to_png
 from scenemill.pipelines.predictions import Prediction, folder_of, write_prediction
-from scenemill.pipelines.sheet import depth_colors, instance_colors, label_colors
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.experiment import ExperimentConfig
-from scenemill.schemas.labels import LABELS, Label
+from scenemill.schemas.labels import LABELS
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS, adjust_intrinsics
 from scenemill.transforms.publish import write_whole
 from scenemill.transforms.store import Store, open_store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from scenemill.trainers.augment import View
     from scenemill.trainers.collate import Batch
     from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage
+    from scenemill.trainers.nvpanoptix3d.postprocess3d import PanopticVolume
     from scenemill.trainers.nvpanoptix3d.stage1 import Stage1, Stage1Output
+    from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
+
+Item = TypeVar("Item")
 
 FAILURES: Final = "failures.json"
 FILES: Final = ("panoptic_2d.npy", "depth_2d.npy", "view.png", "segments.json")
 """What a complete folder of stage 1 has."""
 
+VOLUME_FILES: Final = ("geometry.npz", "semantic.npz", "panoptic.npz", "mesh.ply", "mesh.usd")
+"""And of stage 2 besides."""
+
 _SUFFIXES: Final = (".jpg", ".png")
 _OTHER_SUFFIXES: Final = (".jpeg", ".jpe", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".heic")
-_LIMIT_BYTE: Final = 1 << 28
 _CAMERA_SIZE: Final = (320, 240)  # of the images that the fixed camera of 3D-Front is told for
-_GAP, _LINE = 6, 20
-_INK, _PAPER = (29, 37, 48), (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,30 @@ class Fact:
     image: str
     state: Literal["written", "skipped", "failed"]
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several equal shares of a list: every ``of_all``-th item.
+
+    Attributes:
+        number: from 0.
+        of_all: how many shares there are.
+    """
+
+    number: int
+    of_all: int
+
+    def of(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The items of this share.
+
+        >>> Share(1, 3).of("abcdef")
+        'be'
+        """
+        return items[self.number :: self.of_all]
+
+
+ALL: Final = Share(0, 1)
 
 
 @dataclass(frozen=True)
@@ -86,35 +114,38 @@ class Inferred:
 
 def infer_folder(
     config: ExperimentConfig,
-    model: "Stage1",
+    model: "Stage1 | Stage2",
     images_dir: Path,
     results_dir: Path,
     on_progress: OnProgress = no_progress,
     *,
     overwrite: bool = False,
+    share: Share = ALL,
 ) -> Inferred:
     """Predict every ``*.jpg`` and ``*.png`` of a folder; folders within it are not read.
 
     Args:
         config: how images are prepared, how many at once (``dataset.test.batch_size``), and what is kept.
-        model: of stage 1, on the device it is to run on.
+        model: of the stage that ``dataset.enable_3d`` names, on the device it is to run on.
         images_dir: the images; a file's name without its suffix is the image's id.
         results_dir: gets a folder for each image.
         on_progress: called after each batch.
         overwrite: True to predict anew what is there.
+        share: of the images, for one of several that predict side by side; what the outcome writes is left to whoever has them all.
 
     Raises:
         ConfigError: no such folder, no image in it, or a model whose classes have no names.
     """
     check_classes(config)
-    listed = list_images(images_dir, results_dir, overwrite=overwrite)
+    listed = list_images(config, images_dir, results_dir, overwrite=overwrite)
     facts = {fact.image: fact for fact in listed.facts}
-    size = config.dataset.test.batch_size
-    for start in range(0, len(listed.todo), size):
-        on_progress("Predicting", start, len(listed.todo))
-        facts |= {fact.image: fact for fact in infer_files(config, model, listed.todo[start : start + size], results_dir)}
-    on_progress("Predicting", len(listed.todo), len(listed.todo))
-    return write_outcome(results_dir, facts, listed.passed_over)
+    todo, size = share.of(listed.todo), config.dataset.test.batch_size
+    for start in range(0, len(todo), size):
+        on_progress("Predicting", start, len(todo))
+        facts |= {fact.image: fact for fact in infer_files(config, model, todo[start : start + size], results_dir)}
+    on_progress("Predicting", len(todo), len(todo))
+    outcome = Inferred(results_dir, tuple(facts[name] for name in sorted(facts)), listed.passed_over)
+    return write_outcome(outcome) if share == ALL else outcome
 
 
 def check_classes(config: ExperimentConfig) -> None:
@@ -148,8 +179,12 @@ class Listed:
     passed_over: tuple[str, ...]
 
 
-def list_images(images_dir: Path, results_dir: Path, *, overwrite: bool = False) -> Listed:
+def list_images(config: ExperimentConfig, images_dir: Path, results_dir: Path, *, overwrite: bool = False) -> Listed:
     """The images of a folder, and which of them are to be predicted.
+
+    Args:
+        config: of the stage that is to predict.
+        images_dir, results_dir, overwrite: see ``infer_folder``.
 
     Raises:
         ConfigError: no such folder, or no image in it.
@@ -170,28 +205,27 @@ def list_images(images_dir: Path, results_dir: Path, *, overwrite: bool = False)
         holder = first.setdefault(path.stem, path)
         if holder is not path:
             facts.append(Fact(path.name, "failed", f"its predictions would have the name of {holder.name}; rename one of the two"))
-        elif not overwrite and is_complete(results_dir / path.stem):
+        elif not overwrite and is_complete(config, results_dir / path.stem):
             facts.append(Fact(path.name, "skipped"))
         else:
             todo.append(path)
     return Listed(tuple(todo), tuple(facts), others)
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether a folder has all that a prediction of stage 1 has."""
-    return all((folder / name).is_file() for name in FILES)
+def is_complete(config: ExperimentConfig, folder: Path) -> bool:
+    """Whether a folder has all that a prediction of the configured stage has."""
+    wanted = FILES + (VOLUME_FILES if config.dataset.enable_3d else ())
+    return all((folder / name).is_file() for name in wanted)
 
 
-def infer_files(config: ExperimentConfig, model: "Stage1", files: Sequence[Path], results_dir: Path) -> list[Fact]:
-    """Predict some images as one batch, and write what is found.
+def infer_files(config: ExperimentConfig, model: "Stage1 | Stage2", files: Sequence[Path], results_dir: Path) -> list[Fact]:
+    """Predict some images as one batch, and write what is found. Their camera is taken to be that of 3D-Front.
 
     Returns:
         A fact for each, in their order.
     """
-    from scenemill.trainers.predict import predict_reduced, prepare_image, stack_images
-    from scenemill.trainers.sidefiles import label_map_of
+    from scenemill.trainers.predict import prepare_image, stack_images
 
-    labels = label_map_of(config.dataset).labels
     views: dict[Path, View] = {}
     reasons: dict[Path, str] = {}
     for path in files:
@@ -201,55 +235,40 @@ def infer_files(config: ExperimentConfig, model: "Stage1", files: Sequence[Path]
             reasons[path] = str(error)
     if views:
         images = stack_images([view.rgb for view in views.values()])
-        found = predict_reduced(model, images, [view.unpadded_shape for view in views.values()], config)
         camera = adjust_intrinsics(np.array(FRONT3D_INTRINSICS), _CAMERA_SIZE, config.dataset.target_size)
-        for (path, view), image in zip(views.items(), found, strict=True):
+        found = _predict_photos(config, model, images, [view.unpadded_shape for view in views.values()], camera)
+        for (path, view), prediction in zip(views.items(), found, strict=True):
             height, width = view.unpadded_shape
-            if reason := _write(results_dir, path.stem, image, view.rgb[:height, :width], camera, labels):
+            if reason := _write(config, results_dir, path.stem, prediction, view.rgb[:height, :width], camera):
                 reasons[path] = reason
     return [Fact(path.name, "failed" if path in reasons else "written", reasons.get(path, "")) for path in files]
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """The colours of a JPEG or PNG file, turned upright as its EXIF entry says; what is transparent counts as if it were not.
+def _predict_photos(
+    config: ExperimentConfig,
+    model: "Stage1 | Stage2",
+    images: "Tensor",
+    unpadded: Sequence[tuple[int, int]],
+    camera: NDArray[np.float64],
+) -> list[Prediction]:
+    """What is found in images that come without volumes, all taken by one camera."""
+    import torch
 
-    Returns:
-        (H, W, 3) uint8.
+    from scenemill.trainers.nvpanoptix3d.frustum import inference_mask
+    from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
+    from scenemill.trainers.predict import predict_reduced, predict_scenes
 
-    Raises:
-        SourceError: it cannot be read, or has more than 8 bits to a grey value.
-    """
-    try:
-        if not path.is_file():
-            raise SourceError("presence", "no file", "an image")
-        with path.open("rb") as file:
-            data = file.read(_LIMIT_BYTE + 1)
-    except SourceError:
-        raise
-    except OSError as error:
-        raise SourceError("presence", f"a file that cannot be opened ({error.strerror})", "an image") from error
-    if len(data) > _LIMIT_BYTE:
-        raise SourceError("container", f"more than {_LIMIT_BYTE >> 20} MiB", "a smaller image")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise SourceError("dtype", f"image mode {image.mode}", "8 bits to a value")
-                upright = ImageOps.exif_transpose(image)
-                return np.array(upright.convert("RGB"))
-    except SourceError:
-        raise
-    except UnidentifiedImageError as error:
-        raise SourceError("container", f"{len(data)} bytes that are no readable image", "a JPEG or PNG file") from error
-    except Exception as error:  # Pillow's decoders raise many classes on hostile bytes
-        raise SourceError("container", f"no readable image ({str(error)[:120]})", "a JPEG or PNG file") from error
+    if not isinstance(model, Stage2):
+        return [_prediction(image) for image in predict_reduced(model, images, unpadded, config)]
+    cameras = torch.from_numpy(camera.astype(np.float32)).expand(len(images), 4, 4)
+    frustum = inference_mask(camera, model.frustum)
+    found = predict_scenes(model, images, unpadded, config, cameras, frustum.expand(len(images), *frustum.shape))
+    return [_prediction(*scene) for scene in found]
 
 
 def infer_store(
     config: ExperimentConfig,
-    model: "Stage1",
+    model: "Stage1 | Stage2",
     store: Store | Path,
     split: str,
     predictions: Path,
@@ -258,6 +277,7 @@ def infer_store(
     overwrite: bool = False,
     reduced: bool = False,
     on_output: "Callable[[Batch, Stage1Output], None] | None" = None,
+    share: Share = ALL,
 ) -> Inferred:
     """Predict the samples of a store, for ``scenemill score``.
 
@@ -267,20 +287,18 @@ def infer_store(
         split: which samples; "" for all.
         predictions: gets a folder for each, named by ``folder_of``.
         reduced: True for maps of ``dataset.reduced_target_size``, as ``infer_folder`` writes; else they have the images' size, and
-            scoring them gives the numbers of ``evaluate``.
-        on_output: called with each batch, which then has all that ``config`` asks for, and with what the model says of it; not with
+            scoring them gives the numbers of ``evaluate``. Those of stage 2 are always reduced.
+        on_output: called with each batch, which then has all that ``config`` asks for, and with what stage 1 says of it; not with
             ``reduced``.
+        share: of the samples, for one of several that predict side by side.
 
     Raises:
         ConfigError: no such samples, two of one folder, or a model whose classes have no names.
     """
     from scenemill.trainers.batches import SceneDataset
     from scenemill.trainers.collate import collate
-    from scenemill.trainers.predict import predict_images, predict_reduced
-    from scenemill.trainers.sidefiles import label_map_of
 
     check_classes(config)
-    labels = label_map_of(config.dataset).labels
     store = store if isinstance(store, Store) else open_store(store)
     images_only = replace(config.dataset, enable_3d=False, enable_mp_occ=False)
     wanted = images_only if on_output is None else config.dataset
@@ -288,101 +306,105 @@ def infer_store(
     keys = [dataset.key(sample) for sample in range(len(dataset))]
     if len({folder_of(key) for key in keys}) < len(keys):
         raise ConfigError(f"store {store.root}: two keys of one prediction folder (SCENE_IMAGE); predict them split by split")
-    done = [not overwrite and is_complete(predictions / folder_of(key)) for key in keys]
-    facts = {key: Fact(key, "skipped") for key, there in zip(keys, done, strict=True) if there}
-    todo = [sample for sample, there in enumerate(done) if not there]
+    samples = share.of(range(len(keys)))
+    todo = [sample for sample in samples if overwrite or not is_complete(config, predictions / folder_of(keys[sample]))]
+    facts = {keys[sample]: Fact(keys[sample], "skipped") for sample in set(samples) - set(todo)}
     size = config.dataset.test.batch_size
     for start in range(0, len(todo), size):
         on_progress("Predicting", start, len(todo))
         batch = collate([dataset[sample] for sample in todo[start : start + size]])
         facts |= {skipped.key: Fact(skipped.key, "failed", skipped.reason) for skipped in batch.skipped}
-        if not batch.keys:
-            continue
-        if reduced:
-            found = predict_reduced(model, batch["image"], batch.unpadded, config, batch.tensors.get("room_mask_buol"))
-        else:
-            room = batch.tensors.get("room_mask")
-            watch = None if on_output is None else partial(on_output, batch)
-            found = predict_images(model, batch["image"], batch.unpadded, config, room, size=batch.sizes[0], on_output=watch)
-        for index, (key, image) in enumerate(zip(batch.keys, found, strict=True)):
+        found = _predict_batch(config, model, batch, store, reduced=reduced, on_output=on_output) if batch.keys else []
+        for index, (key, prediction) in enumerate(zip(batch.keys, found, strict=True)):
             height, width = batch.unpadded[index]
             rgb = batch["image"][index, :, :height, :width].permute(1, 2, 0).cpu().numpy()
-            reason = _write(predictions, key, image, rgb, batch["intrinsic"][index].cpu().numpy().astype(np.float64), labels)
+            reason = _write(config, predictions, key, prediction, rgb, batch["intrinsic"][index].numpy().astype(np.float64))
             facts[key] = Fact(key, "failed" if reason else "written", reason)
     on_progress("Predicting", len(todo), len(todo))
-    return write_outcome(predictions, facts, ())
+    outcome = Inferred(predictions, tuple(facts[name] for name in sorted(facts)))
+    return write_outcome(outcome) if share == ALL else outcome
 
 
-def write_outcome(results_dir: Path, facts: Mapping[str, Fact], passed_over: tuple[str, ...]) -> Inferred:
-    """The outcome, its failures also as ``failures.json``: a list, empty where all went well."""
-    outcome = Inferred(results_dir, tuple(facts[name] for name in sorted(facts)), passed_over)
+def _predict_batch(
+    config: ExperimentConfig,
+    model: "Stage1 | Stage2",
+    batch: "Batch",
+    store: Store,
+    *,
+    reduced: bool,
+    on_output: "Callable[[Batch, Stage1Output], None] | None",
+) -> list[Prediction]:
+    from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
+    from scenemill.trainers.predict import predict_images, predict_reduced, predict_scenes
+
+    room = batch.tensors.get("room_mask_buol")
+    if isinstance(model, Stage2):
+        frusta = _frusta(config, store, batch.keys)
+        found = predict_scenes(model, batch["image"], batch.unpadded, config, batch["intrinsic"], frusta, room)
+        return [_prediction(*scene) for scene in found]
+    if reduced:
+        return [_prediction(image) for image in predict_reduced(model, batch["image"], batch.unpadded, config, room)]
+    watch = None if on_output is None else partial(on_output, batch)
+    room = batch.tensors.get("room_mask")
+    images = predict_images(model, batch["image"], batch.unpadded, config, room, size=batch.sizes[0], on_output=watch)
+    return [_prediction(image) for image in images]
+
+
+def _frusta(config: ExperimentConfig, store: Store, keys: Sequence[str]) -> "Tensor":
+    """(B, D, D, D) bool, True inside: the frusta of samples."""
+    import torch
+
+    from scenemill.trainers.sidefiles import frustum_of
+
+    common = frustum_of(config.dataset, store)
+    if common is not None:
+        return torch.from_numpy(common).expand(len(keys), *common.shape)
+    return torch.stack([torch.from_numpy(~store.read(key, ["outside"])["outside"]) for key in keys])
+
+
+def join_outcomes(outcomes: Sequence[Inferred]) -> Inferred:
+    """The outcomes of all shares as one, written."""
+    facts = {fact.image: fact for outcome in outcomes for fact in outcome.facts}
+    return write_outcome(replace(outcomes[0], facts=tuple(facts[name] for name in sorted(facts))))
+
+
+def write_outcome(outcome: Inferred) -> Inferred:
+    """The failures of an outcome as ``failures.json``: a list, empty where all went well. Returns the outcome."""
     failures = [{"image": fact.image, "reason": fact.reason} for fact in outcome.failures]
-    write_whole(results_dir / FAILURES, json.dumps(failures, indent=1).encode())
+    write_whole(outcome.results / FAILURES, json.dumps(failures, indent=1).encode())
     return outcome
 
 
+def _prediction(image: "PanopticImage", volume: "PanopticVolume | None" = None) -> Prediction:
+    classes = {segment.id: segment.category_id for segment in image.segments}
+    flat = Prediction(image.panoptic_seg.cpu().numpy(), classes, image.depth.cpu().numpy())
+    if volume is None:
+        return flat
+    return replace(
+        flat,
+        panoptic_3d=volume.panoptic.cpu().numpy(),
+        classes_3d={segment.id: segment.category_id for segment in volume.segments},
+        distance=volume.distance.cpu().numpy(),
+    )
+
+
 def _write(
+    config: ExperimentConfig,
     root: Path,
     key: str,
-    found: "PanopticImage",
+    found: Prediction,
     rgb: NDArray[np.uint8],
     intrinsic: NDArray[np.float64],
-    labels: Sequence[Label],
 ) -> str:
     """Write what was found in one image; returns why it could not be, or ""."""
-    classes = {segment.id: segment.category_id for segment in found.segments}
-    prediction = Prediction(found.panoptic_seg.cpu().numpy(), classes, found.depth.cpu().numpy())
-    if not np.isfinite(prediction.depth).all():
-        return "the model's depth is no number; are its weights those of a run that went wrong?"
+    from scenemill.trainers.sidefiles import label_map_of
+
+    labels = label_map_of(config.dataset).labels
+    if not np.isfinite(found.depth).all() or (found.distance is not None and not np.isfinite(found.distance).all()):
+        return "the model's depth or distance is no number; are its weights those of a run that went wrong?"
     try:
-        view = _png(draw_view(rgb, prediction, labels))
-        write_prediction(root, key, prediction, intrinsic=intrinsic, view=view, labels=labels)
+        pictures = draw_meshes(config, found, intrinsic, labels) | {"view.png": to_png(draw_view(rgb, found, labels))}
+        write_prediction(root, key, found, intrinsic=intrinsic, pictures=pictures, labels=labels)
     except OSError as error:
         return f"its predictions cannot be written ({error.strerror or error})"
     return ""
-
-
-def _png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def draw_view(rgb: NDArray[np.uint8], prediction: Prediction, labels: Sequence[Label] = LABELS) -> Image.Image:
-    """An image and what was found in it, side by side: input, instances, classes, depth; names of the classes below.
-
-    Args:
-        rgb: (H, W, 3) uint8; the maps are drawn in its size.
-        prediction: maps of the same view, in any size.
-        labels: names and colours of the classes.
-    """
-    height, width = rgb.shape[:2]
-    classes = np.zeros(1 + max(prediction.classes_2d, default=0), np.uint8)
-    classes[list(prediction.classes_2d)] = list(prediction.classes_2d.values())
-    semantic = classes[prediction.panoptic_2d]
-    depth, near, far = depth_colors(prediction.depth)
-    panels = (
-        (f"input, {width} x {height}", rgb),
-        (f"instances: {len(prediction.classes_2d)} segments", instance_colors(prediction.panoptic_2d)),
-        ("classes", label_colors(semantic, labels)),
-        (f"depth, {near:.2f} (bright) to {far:.2f} m", depth),
-    )
-    view = Image.new("RGB", (len(panels) * (width + _GAP) - _GAP, height + 2 * _LINE), _PAPER)
-    draw, font = ImageDraw.Draw(view), ImageFont.load_default(size=12)
-    for place, (title, colors) in enumerate(panels):
-        left = place * (width + _GAP)
-        draw.text((left + 2, 3), title, fill=_INK, font=font)
-        picture = Image.fromarray(np.ascontiguousarray(colors)).resize((width, height), Image.Resampling.NEAREST)
-        view.paste(picture, (left, _LINE))
-    right = 2
-    for name, color in _legend(semantic, labels):
-        top = _LINE + height + 4
-        draw.rectangle((right, top, right + 12, top + 12), fill=color)
-        draw.text((right + 17, top), name, fill=_INK, font=font)
-        right += 17 + int(font.getlength(name)) + 14
-    return view
-
-
-def _legend(semantic: NDArray[Any], labels: Sequence[Label]) -> Iterator[tuple[str, tuple[int, int, int]]]:
-    present = set(np.unique(semantic).tolist())
-    return ((label.name, label.color) for label in labels if label.id in present)

@@ -4,15 +4,19 @@
     depth_2d.npy       (h, w) float32, metres
     geometry.npz       data: (X, Y, Z) float32, distance in voxels, image-aligned; 3.0 where nothing was predicted
     panoptic.npz       data: (X, Y, Z) int32, segment ids, 0 is none
+    semantic.npz       data: (X, Y, Z) uint8, class of each voxel's segment, 0 is none
     segments.json      {"image_id", "stage", "intrinsic", "segments_2d": [{"id", "isthing", "category_id"}], "segments_3d": [...]}
     view.png           input, instances, classes and depth side by side, for the eye
+    mesh.ply, mesh.usd the surfaces of the volume, coloured by class
 
-The order of ``segments_3d`` is the table order that the reference rule matches in. A 2D model leaves out the two volumes.
-Scoring reads neither ``view.png`` nor ``intrinsic``, the image's 4 x 4 matrix: predictions made elsewhere may lack both.
+The order of ``segments_3d`` is the table order that the reference rule matches in. A 2D model leaves out volumes and meshes.
+Scoring reads neither pictures and meshes, nor ``semantic.npz``, nor ``intrinsic``, the image's 4 x 4 matrix: predictions made elsewhere
+may lack them.
 """
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +124,7 @@ def write_prediction(
     prediction: Prediction,
     *,
     intrinsic: NDArray[Any] | None = None,
-    view: bytes | None = None,
+    pictures: Mapping[str, bytes] | None = None,
     labels: Sequence[Label] = LABELS,
 ) -> None:
     """Write one prediction; the table comes last, so that a folder that has one is whole.
@@ -130,7 +134,7 @@ def write_prediction(
         key: of the sample, or the name of the image.
         prediction: what to write.
         intrinsic: (4, 4) of the image, for the table.
-        view: the bytes of ``view.png``.
+        pictures: what is only to be looked at, pictures and meshes: the bytes of each file by name.
         labels: which classes are things.
     """
     folder = root / folder_of(key)
@@ -145,9 +149,9 @@ def write_prediction(
     if prediction.panoptic_3d is not None and prediction.distance is not None:
         files["panoptic.npz"] = _npz(prediction.panoptic_3d.astype(np.int32))
         files["geometry.npz"] = _npz(prediction.distance.astype(np.float32))
+        files["semantic.npz"] = _npz(class_volume(prediction))
         table.update(stage=2, segments_3d=_entries(prediction.classes_3d or {}, labels))
-    if view is not None:
-        files["view.png"] = view
+    files |= pictures or {}
     files["segments.json"] = json.dumps(table).encode()
     if any(not (folder / name).is_file() or (folder / name).read_bytes() != data for name, data in files.items()):
         remove(folder / "segments.json")  # never beside maps of another prediction
@@ -166,7 +170,17 @@ def _npy(array: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
+def class_volume(prediction: Prediction) -> NDArray[np.uint8]:
+    """(X, Y, Z) uint8: class of the segment of each voxel of a prediction that has volumes; 0 where there is none."""
+    classes = np.zeros(1 + max(prediction.classes_3d or {0: 0}), np.uint8)
+    for segment, label in (prediction.classes_3d or {}).items():
+        classes[segment] = label
+    return classes[prediction.panoptic_3d]
+
+
 def _npz(array: NDArray[Any]) -> bytes:
+    """As ``np.savez_compressed``, by the quickest compression: volumes are mostly one value."""
     stream = io.BytesIO()
-    np.savez_compressed(stream, data=array)
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open("data.npy", "w") as member:
+        np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
     return stream.getvalue()

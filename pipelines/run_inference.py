@@ -20,8 +20,9 @@ from scenemill.schemas.experiment import ExperimentConfig
 
 if TYPE_CHECKING:
     from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
+    from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
 
-LoadModel = Callable[[], "Stage1"]
+LoadModel = Callable[[], "Stage1 | Stage2"]
 
 
 class ImageHandler(ModelHandler):  # type: ignore[misc]  # Beam has no types
@@ -39,12 +40,12 @@ class ImageHandler(ModelHandler):  # type: ignore[misc]  # Beam has no types
         self._load_model = load_model
         self._results_dir = results_dir
 
-    def load_model(self) -> "Stage1":
+    def load_model(self) -> "Stage1 | Stage2":
         """The model; Beam calls this."""
         return self._load_model()
 
     def run_inference(
-        self, batch: Sequence[str], model: "Stage1", inference_args: dict[str, Any] | None = None
+        self, batch: Sequence[str], model: "Stage1 | Stage2", inference_args: dict[str, Any] | None = None
     ) -> Iterable[dict[str, str]]:
         """Predict some images; Beam calls this.
 
@@ -67,7 +68,7 @@ def infer_folder_with_beam(
         ConfigError: no such folder, no image in it, or a model whose classes have no names.
     """
     check_classes(config)
-    listed = list_images(images_dir, results_dir, overwrite=overwrite)
+    listed = list_images(config, images_dir, results_dir, overwrite=overwrite)
     facts = {fact.image: fact for fact in listed.facts}
     if listed.todo:
         options = local_options(workers=1)
@@ -79,7 +80,7 @@ def infer_folder_with_beam(
                 found = spread | "Predict images" >> RunInference(ImageHandler(config, load_model, results_dir))
                 found | "Gather facts" >> beam.combiners.ToList() | "Hand back facts" >> beam.Map(partial(_hand_back, told))
             facts |= {fact["image"]: Fact(**fact) for fact in json.loads(told.read_text())}
-    return write_outcome(results_dir, facts, listed.passed_over)
+    return write_outcome(Inferred(results_dir, tuple(facts[name] for name in sorted(facts)), listed.passed_over))
 
 
 def _hand_back(told: Path, facts: list[dict[str, str]]) -> None:

@@ -212,9 +212,7 @@ def _resize(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[A
     return resized
 
 
-def _score_volume(
-    sample: Sample, prediction: Prediction, store: Store, labels: LabelMap, surface: SurfaceRule | None
-) -> Tallies:
+def _score_volume(sample: Sample, prediction: Prediction, store: Store, labels: LabelMap, surface: SurfaceRule | None) -> Tallies:
     source = store.layout.source
     semantic = learned_classes(sample["semantic_3d"], labels)
     true = segments_from_labels(semantic, sample["instance_3d"], labels.stuff(STUFF[form_of(source)]))

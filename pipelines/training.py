@@ -16,8 +16,10 @@ from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig, results_folder
 from scenemill.trainers.batches import SceneDataset
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
+from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
 from scenemill.trainers.nvpanoptix3d.weights import load_all
 from scenemill.trainers.sidefiles import check_label_map
+from scenemill.trainers.stages import make_stage1, make_stage2
 from scenemill.trainers.train import Step, Trained, train
 from scenemill.transforms.publish import write_whole
 
@@ -98,8 +100,6 @@ def run_training(config: ExperimentConfig, on_step: Callable[[Step], None], on_p
         ConfigError: the experiment does not fit the data or this machine.
         Corrupt: a sample cannot be read.
     """
-    if config.dataset.enable_3d:
-        raise ConfigError("dataset.enable_3d=true: stage 2 is not there yet; train stage 1 with dataset.enable_3d=false")
     folder = begin(config, "train")
     training = open_dataset(config, "train", on_progress, training=True)
     validation = open_dataset(config, "val", on_progress) if config.dataset.val.base_dir else None
@@ -114,15 +114,15 @@ def begin(config: ExperimentConfig, action: str) -> Path:
     return folder
 
 
-def load_model(config: ExperimentConfig, checkpoint: str, action: str, device: Any) -> Stage1:
-    """Stage 1 with the weights of a checkpoint, ready to predict.
+def load_model(config: ExperimentConfig, checkpoint: str, action: str, device: Any) -> Stage1 | Stage2:
+    """The network of the stage that ``dataset.enable_3d`` names, with the weights of a checkpoint, ready to predict.
 
     Raises:
         ConfigError: no checkpoint named, or one that does not fit.
     """
     if not checkpoint:
         raise ConfigError(f"{action}.checkpoint is empty: name a checkpoint that train wrote")
-    model = Stage1(config.model, config.dataset.depth_size)
+    model = make_stage2(config) if config.dataset.enable_3d else make_stage1(config)
     load_all(model, Path(checkpoint), config.encryption_key or "")
     model.to(device).eval()
     return model

@@ -6,8 +6,10 @@ same file however many processes wrote it: shards are put together for it, and t
 Several machines: start the same command on each, by ``torchrun`` or with ``NODE_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT`` set.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch.distributed.device_mesh import DeviceMesh
 
+Result = TypeVar("Result")
+
 _PRECISIONS: Final = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 _SHARE_FROM: Final = 1 << 20  # parameters: a part of the network that has fewer is gathered with the whole
 
@@ -27,6 +31,26 @@ _SHARE_FROM: Final = 1 << 20  # parameters: a part of the network that has fewer
 def best_device() -> str:
     """Where a model runs when nothing else is said."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run_on_devices(task: Callable[[int, int, str], Result], num_gpus: int, gpu_ids: tuple[int, ...]) -> list[Result]:
+    """Run a task on each of some devices side by side: in this process on the first, in processes of their own on the others.
+
+    Args:
+        task: of a number from 0, how many there are, and the device; a function of a module, with plain arguments bound to it.
+        num_gpus, gpu_ids: as the settings have them; where there is no GPU, as many processes share the CPU.
+
+    Returns:
+        What each came to, by number.
+    """
+    chosen = gpus_of(num_gpus, gpu_ids)
+    places = [f"cuda:{number}" if torch.cuda.is_available() else "cpu" for number in chosen]
+    if len(places) == 1:
+        return [task(0, 1, places[0])]
+    with ProcessPoolExecutor(len(places) - 1, mp_context=get_context("spawn")) as processes:
+        others = [processes.submit(task, number, len(places), place) for number, place in enumerate(places) if number]
+        first = task(0, len(places), places[0])
+        return [first, *(other.result() for other in others)]
 
 
 def make_fabric(config: ExperimentConfig) -> "Fabric":
@@ -82,7 +106,7 @@ def shard(model: nn.Module, mesh: "DeviceMesh") -> nn.Module:
             fully_shard(module, mesh=over)
     for part in model.children():
         for module in part.children():
-            if sum(parameter.numel() for parameter in module.parameters()) >= _SHARE_FROM:
+            if not isinstance(module, nn.ModuleList) and sum(parameter.numel() for parameter in module.parameters()) >= _SHARE_FROM:
                 fully_shard(module, mesh=over)
     fully_shard(model, mesh=over)
     return model

@@ -159,18 +159,14 @@ def in_float32(output: Stage1Output) -> dict[str, Any]:
     }
 
 
-def _evaluate_stage1(
-    model: nn.Module, criterion: nn.Module, loader: Iterable[Batch], config: ExperimentConfig
-) -> Evaluation:
+def _evaluate_stage1(model: nn.Module, criterion: nn.Module, loader: Iterable[Batch], config: ExperimentConfig) -> Evaluation:
     def compare(output: Any, batch: Batch, generator: torch.Generator) -> Losses:
         return _compare_stage1(criterion, output, batch, config, generator)
 
     return evaluate_images(model, loader, config, config.dataset.name, compare)
 
 
-def _evaluate_stage2(
-    model: Stage2, criterion: nn.Module, loader: Iterable[Batch], config: ExperimentConfig
-) -> VolumeEvaluation:
+def _evaluate_stage2(model: Stage2, criterion: nn.Module, loader: Iterable[Batch], config: ExperimentConfig) -> VolumeEvaluation:
     return evaluate_volumes(model, loader, config)
 
 

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from scenemill.pipelines import inference, predictions
-from scenemill.pipelines.inference import FAILURES, FILES, Fact, Inferred, infer_folder, infer_store, is_complete, read_image
+from scenemill.pipelines import photos, predictions
+from scenemill.pipelines.inference import FAILURES, FILES, Fact, Inferred, infer_folder, infer_store, is_complete
 from scenemill.pipelines.ingest import ingest
+from scenemill.pipelines.photos import read_image
 from scenemill.pipelines.predictions import folder_of, read_prediction
 from scenemill.pipelines.run_inference import infer_folder_with_beam
 from scenemill.pipelines.score import ScoreConfig, score
@@ -150,7 +151,7 @@ def test_a_killed_overwriting_never_leaves_a_table_beside_other_maps(
     torch.manual_seed(8)
     with pytest.raises(KeyboardInterrupt):
         infer_folder(config, Stage1(config.model, config.dataset.depth_size), images, results, overwrite=True)
-    assert not is_complete(results / "a") and is_complete(results / "b")
+    assert not is_complete(config, results / "a") and is_complete(config, results / "b")
 
 
 def spoil(images: Path) -> dict[str, str]:
@@ -233,7 +234,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: P
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(SourceError, match="exceeds limit"):
             read_image(tmp_path / "large.png")
-    monkeypatch.setattr(inference, "_LIMIT_BYTE", 10)
+    monkeypatch.setattr(photos, "_LIMIT_BYTE", 10)
     with pytest.raises(SourceError, match="a smaller image"):
         read_image(tmp_path / "large.png")
 

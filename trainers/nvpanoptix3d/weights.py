@@ -14,7 +14,8 @@ from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.checkpoint import load_checkpoint, read_torch_file, strip_prefix
 
 STAGE_1: Final = ("backbone", "sem_seg_head")
-STAGE_2: Final = ("completion", "projector")
+PROJECTOR: Final = "projector"
+STAGE_2: Final = ("completion", PROJECTOR)
 VGGT: Final = ("aggregator", "camera_head", "depth_head")
 """Parts of the backbone that VGGT's file has weights for."""
 
@@ -55,6 +56,21 @@ def load_stage1(model: nn.Module, path: Path, key: str = "") -> None:
 def load_stage2(model: nn.Module, path: Path, key: str = "") -> None:
     """As ``load_stage1``, for ``completion`` and ``projector`` (``train.checkpoint_3d``)."""
     _load_parts(model, path, key, STAGE_2, STAGE_1)
+
+
+def load_projector(projector: nn.Module, path: Path, key: str = "") -> bool:
+    """Copy the projector's weights from a checkpoint of stage 2; False, and nothing is copied, where it is one of stage 1.
+
+    Raises:
+        ConfigError: as ``load_checkpoint``; a name too few or too many, another shape.
+        Corrupt: truncated, damaged or altered.
+    """
+    weights = _weights(load_checkpoint(path, key, mapped=True), path)
+    lead = f"{PROJECTOR}."
+    found = {name.removeprefix(lead): tensor for name, tensor in weights.items() if name.startswith(lead)}
+    if found:
+        _copy(projector, found, None, f"checkpoint {path}, {PROJECTOR}")
+    return bool(found)
 
 
 def load_all(model: nn.Module, path: Path, key: str = "") -> None:
