@@ -1,13 +1,12 @@
 """The network of stage 2: released names and counts, and the whole of it against a naive one over dictionaries of voxels."""
 
-from collections.abc import Iterable, Mapping
-from itertools import product
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,16 +17,13 @@ from scenemill.trainers.nvpanoptix3d.projector import Projector
 from scenemill.trainers.nvpanoptix3d.sparse import SparseTensor, sparse_tensor
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
 
+sys.path.insert(0, str(Path(__file__).parent))
+from naive_completion import Rows, complete
+
 GRID = 64
 QUERIES, HIDDEN, CONVS = 3, 6, 2
 WIDTHS: dict[str, Any] = {"unet_features": 4, "unet_output_channels": 5, "mask_dim": 3, "depth_dim": 2, "num_classes": 1}
 ROW = 2 + 5 + 1 + 4
-
-# A voxel is (sample, x, y, z); rows are its features.
-Voxel = tuple[int, ...]
-Row = NDArray[np.float64]
-Rows = dict[Voxel, Row]
-Numbers = Mapping[str, Row]
 
 # ---- released names ----------------------------------------------------------------------------------------------------------
 
@@ -100,185 +96,6 @@ def test_both_stages_have_the_entries_and_parameters_of_released_checkpoints() -
     assert parameters == [1_388_534_794, 1_387_536_538]
 
 
-# ---- a naive network ---------------------------------------------------------------------------------------------------------
-
-
-def offsets(edge: int) -> list[tuple[int, ...]]:
-    """Of a kernel, x slowest."""
-    return list(product(range(-1, 2) if edge == 3 else range(edge), repeat=3))
-
-
-def moved(voxel: Voxel, offset: Iterable[int], scale: int = 1) -> Voxel:
-    return (voxel[0], *(scale * cell + step for cell, step in zip(voxel[1:], offset, strict=True)))
-
-
-def conv(rows: Rows, weight: Row, places: Iterable[Voxel], scale: int = 1) -> Rows:
-    taps = list(zip(offsets(round(len(weight) ** (1 / 3))), weight, strict=True)) if len(weight) > 1 else [((0, 0, 0), weight[0])]
-    done: Rows = {}
-    for place in places:
-        found = [(rows[near], tap) for offset, tap in taps if (near := moved(place, offset, scale)) in rows]
-        done[place] = np.sum([row @ tap for row, tap in found], axis=0) if found else np.zeros(weight.shape[2])
-    return done
-
-
-def grown(rows: Rows, weight: Row) -> Rows:
-    done: Rows = {}
-    for voxel, row in rows.items():
-        for offset, value in zip(offsets(4), row @ weight, strict=True):
-            place = moved(voxel, offset, 2)
-            done[place] = done.get(place, np.zeros_like(value)) + value
-    return done
-
-
-def normed(rows: Rows) -> Rows:
-    return {voxel: (row - row.mean()) / np.sqrt(row.var() + 1e-5) for voxel, row in rows.items()}
-
-
-def positive(rows: Rows) -> Rows:
-    return {voxel: row.clip(min=0) for voxel, row in rows.items()}
-
-
-def shifted(rows: Rows, bias: Row) -> Rows:
-    return {voxel: row + bias for voxel, row in rows.items()}
-
-
-def union(*sides: tuple[Rows, int]) -> Rows:
-    voxels = sorted(set().union(*(rows for rows, _ in sides)))
-    return {voxel: np.concatenate([rows.get(voxel, np.zeros(width)) for rows, width in sides]) for voxel in voxels}
-
-
-def added(a: Rows, b: Rows) -> Rows:
-    none = np.zeros_like(next(iter(b.values())))
-    return {voxel: a.get(voxel, none) + b.get(voxel, none) for voxel in a.keys() | b.keys()}
-
-
-def naive_block(numbers: Numbers, name: str, rows: Rows, stride: int = 1) -> Rows:
-    places = sorted({(voxel[0], *(cell // stride for cell in voxel[1:])) for voxel in rows})
-    inner = positive(normed(conv(rows, numbers[f"{name}.conv1.weight"], places, stride)))
-    inner = normed(conv(inner, numbers[f"{name}.conv2.weight"], places))
-    shortcut = rows
-    if (weight := numbers.get(f"{name}.downsample.0.weight")) is not None:
-        shortcut = normed(shifted(conv(rows, weight, places, stride), numbers[f"{name}.downsample.0.bias"]))
-    return positive(added(inner, shortcut))
-
-
-def naive_head(numbers: Numbers, name: str, rows: Rows) -> Rows:
-    rows = naive_block(numbers, f"{name}.2", positive(normed(rows)))
-    return shifted(conv(rows, numbers[f"{name}.3.weight"], rows), numbers[f"{name}.3.bias"])
-
-
-def naive_linear(numbers: Numbers, name: str, rows: Rows) -> Rows:
-    return {voxel: numbers[f"{name}.weight"] @ row + numbers[f"{name}.bias"] for voxel, row in rows.items()}
-
-
-def in_grid(voxel: Voxel, size: int) -> bool:
-    return all(0 <= cell < size for cell in voxel[1:])
-
-
-def cropped(rows: Rows, size: int) -> Rows:
-    return {voxel: row for voxel, row in rows.items() if in_grid(voxel, size)}
-
-
-def volume_of(rows: Rows, samples: int, width: int, size: int) -> Tensor:
-    volume = np.zeros((samples, size, size, size, width))
-    for voxel, row in cropped(rows, size).items():
-        volume[voxel] = row
-    return torch.from_numpy(volume).movedim(-1, 1)
-
-
-def dense_norm(volume: Tensor) -> Tensor:
-    mean, variance = volume.mean((2, 3, 4), keepdim=True), volume.var((2, 3, 4), correction=0, keepdim=True)
-    return (volume - mean) / torch.sqrt(variance + 1e-5)
-
-
-def naive_dense_block(numbers: Numbers, name: str, volume: Tensor, stride: int = 1) -> Tensor:
-    weights = {each: torch.from_numpy(numbers[f"{name}.{each}.weight"]) for each in ("conv1", "conv2")}
-    inner = dense_norm(functional.conv3d(volume, weights["conv1"], stride=stride, padding=1)).clamp(min=0)
-    inner = dense_norm(functional.conv3d(inner, weights["conv2"], padding=1))
-    if stride == 2:
-        volume = functional.conv3d(volume, torch.from_numpy(numbers[f"{name}.downsample.weight"]), stride=2, padding=1)
-    return (inner + volume).clamp(min=0)
-
-
-def naive_dense_encoder(numbers: Numbers, name: str, volume: Tensor) -> Tensor:
-    return naive_dense_block(numbers, f"{name}.1", naive_dense_block(numbers, f"{name}.0", volume, 2))
-
-
-def naive_kept(decoded: Rows, logits: Rows, size: int) -> Rows:
-    """What is in the grid and likely; of a sample without any, what is in the grid; without even that, everything."""
-    kept: Rows = {}
-    for sample in {voxel[0] for voxel in decoded}:
-        own = {voxel: row for voxel, row in decoded.items() if voxel[0] == sample}
-        near = cropped(own, size)
-        kept |= {voxel: row for voxel, row in near.items() if 1 / (1 + np.exp(-logits[voxel][0])) > 0.5} or near or own
-    return kept
-
-
-def naive_masks(numbers: Numbers, level: int, rows: Rows, queries: Row) -> Rows:
-    projected = queries @ numbers[f"level_segm_query_projection.{level}.weight"].T
-    projected = projected + numbers[f"level_segm_query_projection.{level}.bias"]
-    return {voxel: projected[voxel[0]] @ row for voxel, row in rows.items()}
-
-
-def naive(
-    numbers: Numbers, features: Rows, scales: list[Rows], queries: Row, frustum: Row, truncation: float
-) -> tuple[Rows, list[Any], list[Any]]:
-    """Distance, occupancies and masks, by the text of the fact sheet; ``frustum`` is that of the quarter grid."""
-    f, samples, size = 4, len(queries), GRID // 4
-    starts = [0, 2, 7, 8, ROW]
-    parts = [
-        naive_block(
-            numbers, f"input_encoders.{part}", {voxel: row[starts[part] : starts[part + 1]] for voxel, row in features.items()}
-        )
-        for part in range(4)
-    ]
-    rows, encoded = union(*((part, f) for part in parts)), []
-    for level in (0, 1):
-        rows = naive_block(numbers, f"level_encoders.{level}.0", rows, 2)
-        rows = naive_block(numbers, f"level_encoders.{level}.1", rows)
-        if scales:
-            rows = added(rows, naive_block(numbers, f"feature_adapters.{level}.0", scales[level]))
-        encoded.append(rows)
-    volumes = [volume_of(rows, samples, 2 * f, size)]
-    for level in (2, 3, 4):
-        volumes.append(naive_dense_encoder(numbers, f"level_encoders.{level}", volumes[-1]))
-        if scales and level == 2:
-            volumes[-1] += volume_of(naive_block(numbers, "feature_adapters.2.0", scales[2]), samples, 4 * f, size // 2)
-    volume = volumes.pop()
-    for level in (4, 3, 2):
-        weight = torch.from_numpy(numbers[f"level_decoders.{level}.0.weight"])
-        volume = dense_norm(functional.conv_transpose3d(volume, weight, stride=2, padding=1)).clamp(min=0)
-        volume = torch.cat([volumes.pop(), volume], dim=1)
-
-    inner = [
-        (place, volume[place[0], :, place[1], place[2], place[3]].numpy()) for place in map(tuple, np.argwhere(frustum).tolist())
-    ]
-    logits = naive_linear(numbers, "level_occupancy_heads.2", dict(inner))
-    kept = {voxel: row for voxel, row in inner if logits[voxel][0] > 0}
-    embedded = naive_dense_block(
-        numbers, "level_segm_embeddings.2.1", naive_dense_block(numbers, "level_segm_embeddings.2.0", volume)
-    )
-    within = {voxel: embedded[voxel[0], :, voxel[1], voxel[2], voxel[3]].numpy() for voxel, _ in inner}
-    occupancies, masks = [logits], [naive_masks(numbers, 2, within, queries)]
-
-    rows = grown(union((encoded[1], 2 * f), (kept, 4 * f)), numbers["level_decoders.1.0.weight"])
-    rows = naive_block(numbers, "level_decoders.1.3", positive(normed(rows)))
-    logits = naive_linear(numbers, "level_occupancy_heads.1.block", rows)
-    kept = union((encoded[0], f), (naive_kept(rows, logits, GRID // 2), 2 * f))
-    occupancies.append(cropped(logits, GRID // 2))
-    embedded_rows = naive_block(numbers, "level_segm_embeddings.1", kept)
-    masks.append(cropped(naive_masks(numbers, 1, embedded_rows, queries), GRID // 2))
-
-    rows = positive(normed(grown(cropped(kept, GRID // 2), numbers["level_decoders.0.0.weight"])))
-    logits = naive_head(numbers, "level_occupancy_heads.0", rows)
-    kept = naive_kept(rows, logits, GRID)
-    occupancies.append(cropped(logits, GRID))
-    embedded_rows = naive_block(numbers, "level_segm_embeddings.0.2", positive(normed(kept)))
-    masks.append(cropped(naive_masks(numbers, 0, embedded_rows, queries), GRID))
-    distance = cropped(naive_head(numbers, "geometry_head", kept), GRID)
-    return {voxel: row.clip(0, truncation) for voxel, row in distance.items()}, occupancies, masks
-
-
 # ---- made-up inputs ----------------------------------------------------------------------------------------------------------
 
 
@@ -293,8 +110,7 @@ def scattered(samples: int, channels: int, size: int, random: torch.Generator, c
     near = torch.randint(size - 12 // stride, size + 2, (samples, count, 3), generator=random)
     near[:, 0] = torch.tensor([-1, 0, 2])
     sample = torch.arange(samples)[:, None, None].expand(samples, count, 1)
-    coords = torch.cat([sample, near], dim=2).flatten(0, 1)
-    coords = torch.unique(coords, dim=0)
+    coords = torch.unique(torch.cat([sample, near], dim=2).flatten(0, 1), dim=0)
     return sparse_tensor(coords, torch.randn(len(coords), channels, generator=random), stride)
 
 
@@ -346,12 +162,21 @@ def finite_cells(volume: Tensor) -> Rows:
 def assert_equal_naive(completion: Completion, inputs: Inputs) -> CompletionOutput:
     output: CompletionOutput = completion.double()(*double(inputs))
     features, scales, queries, _ = double(inputs)
-    numbers = {name: value.numpy() for name, value in completion.state_dict().items()}
     frustum = np.zeros((len(queries), 16, 16, 16), bool)
     frustum[:, 14:, 14:, 14:] = True
-    levels = [rows_of(each) for each in scales or ()]
-    distance, occupancies, masks = naive(numbers, rows_of(features), levels, queries.numpy(), frustum, completion.truncation)
-    for part, rows in zip(flat(output), [distance, *occupancies, *masks], strict=True):
+    expected = complete(
+        {name: value.numpy() for name, value in completion.state_dict().items()},
+        rows_of(features),
+        [rows_of(each) for each in scales or ()],
+        queries.numpy(),
+        frustum,
+        widths=completion.input_widths,
+        f=WIDTHS["unet_features"],
+        grid=GRID,
+        truncation=completion.truncation,
+    )
+    parts = [expected.distance, *expected.occupancies, *expected.masks]
+    for part, rows in zip(flat(output), parts, strict=True):
         assert_equal_rows(finite_cells(part) if isinstance(part, Tensor) else rows_of(part), rows)
     return output
 

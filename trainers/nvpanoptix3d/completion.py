@@ -22,23 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.nvpanoptix3d.dense_layers import DenseBlock, dense_decoder, dense_encoder
-from scenemill.trainers.nvpanoptix3d.sparse import (
-    SparseTensor,
-    add_union,
-    concat_union,
-    from_dense,
-    inside,
-    prune,
-    to_dense,
-)
-from scenemill.trainers.nvpanoptix3d.sparse_layers import (
-    GenerativeConv,
-    RowLinear,
-    RowNorm,
-    RowReLU,
-    SparseBlock,
-    SubmanifoldConv,
-)
+from scenemill.trainers.nvpanoptix3d.sparse import SparseTensor, add_union, concat_union, from_dense, inside, prune, to_dense
+from scenemill.trainers.nvpanoptix3d.sparse_layers import GenerativeConv, RowLinear, RowNorm, RowReLU, SparseBlock, SubmanifoldConv
 
 LIFTED: Final = 3
 """Channels of a lifted row beside the classes: occupancy, and sign and size of a distance."""
@@ -83,7 +68,10 @@ def quarter_frustum(mask: Tensor) -> Tensor:
 
 
 def likely(logits: Tensor) -> Tensor:
-    """Where a probability is above one half; in float32, for halved precision would round small ones down to it."""
+    """(...) logits -> (...) bool: where the probability is above one half.
+
+    In float32, for halved precision would round those that are barely above down to it.
+    """
     return logits.float().sigmoid() > 0.5
 
 
