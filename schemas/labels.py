@@ -141,7 +141,9 @@ def read_label_map(entries: object, where: str, *, contiguous: bool) -> LabelMap
     read = [_read_entry(entry, f"{where}[{place}]") for place, entry in enumerate(entries)]
     ids = [label.id for label, _ in read]
     if contiguous and ids != list(range(1, len(ids) + 1)):
-        raise ConfigError(f"{where} has the ids {shorten(ids)}: with contiguous_id=true allowed is 1, 2, 3, ...; set it to false")
+        raise ConfigError(
+            f"{where} has the ids {shorten(ids)}: with contiguous_id=true allowed is 1, 2, 3, ...; else set that to false"
+        )
     if len({*ids}) < len(ids):
         raise ConfigError(f"{where} has the ids {shorten(ids)}: allowed is each once")
     labels = {label.id: label for label in LABELS[:1]} | {label.id: label for label, _ in read}

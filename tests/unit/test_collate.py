@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scenemill.schemas.dataset import DatasetConfig
+from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.collate import Batch, Packed, collate, expand_batch, pack
 from scenemill.trainers.examples import Example, Skipped
 from scenemill.trainers.instances import Instances
@@ -257,3 +258,29 @@ def test_a_batch_that_visits_a_gpu_comes_back_equal() -> None:
         check_same(back.tensors, batch.tensors)
         assert back.volumes is not None and batch.volumes is not None
         check_same(back.volumes.tensors(), batch.volumes.tensors())
+
+
+def test_one_sample_of_a_batch_is_the_batch_of_that_sample() -> None:
+    examples = [replace(example_of(seed, masks=seed % 3), loss_weight=1 / (seed + 1)) for seed in range(4)]
+    batch = collate(examples)
+    for number, example in enumerate(examples):
+        one, alone = batch.one(number), collate([example])
+        check_same(one.tensors, alone.tensors)
+        assert facts_of(one) == facts_of(alone)
+        assert one.loss_weights == alone.loss_weights == (1 / (number + 1),)
+
+
+def test_a_batch_with_blocks_has_no_part_of_one_sample() -> None:
+    batch = collate([example_of(0, volumes=True)])
+    with pytest.raises(ConfigError, match="expand it first"):
+        batch.one(0)
+    dense = expand_batch(batch, DatasetConfig(enable_3d=True), None)
+    assert torch.equal(dense.one(0)["geometry"], dense["geometry"])
+
+
+def test_weights_of_the_loss_stay_with_their_samples() -> None:
+    batch = collate([replace(example_of(0), loss_weight=0.1), Skipped("b/2", "why"), example_of(1)])
+    packed = pickle.loads(pickle.dumps(pack(batch))).unpack(CPU)
+    assert packed.loss_weights == (0.1, 1.0)
+    assert [targets.loss_weight for targets in packed.instances] == [0.1, 1.0]
+    assert [targets.loss_weight for targets in replace(packed, loss_weights=()).instances] == [1.0, 1.0]

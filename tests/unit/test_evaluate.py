@@ -1,5 +1,6 @@
 """Evaluation: the numbers of the metric tables, whatever the batches; arithmetic where it can be done by hand."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from scenemill.pipelines.specs import load_spec
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.schemas.labels import LABELS, read_label_map
 from scenemill.schemas.sample import Sample
 from scenemill.trainers.batches import SceneDataset, SceneLoader
 from scenemill.trainers.collate import Batch
@@ -26,7 +28,8 @@ from scenemill.trainers.metrics import Tally
 from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage, Segment
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1Output
 from scenemill.trainers.order import hash_range
-from scenemill.trainers.panoptic import METRICS
+from scenemill.trainers.panoptic import METRICS, PIXEL_RULES
+from scenemill.trainers.sidefiles import label_map_of
 from scenemill.transforms.store import Store, open_store
 
 SPEC = Path(__file__).resolve().parents[2] / "pipelines" / "shipped" / "tiny_front3d_2d.yaml"
@@ -198,6 +201,50 @@ def test_resized_images_are_counted_at_the_size_of_the_truth(stores: dict[str, S
     assert found.kpi("val")["val_dpq_-1.0_epoch"] == pytest.approx(usual.kpi("val")["val_dpq_-1.0_epoch"], abs=2)
 
 
+def test_a_label_map_is_learned_told_and_scored_alike(stores: dict[str, Store], tmp_path: Path) -> None:
+    """Desks are tables, tables stuff, walls things; floor and bed change numbers; chairs teach nothing."""
+    store = stores["front3d"]
+    changed: dict[int, dict[str, Any]] = {
+        2: {"trainId": 11},
+        3: {"trainId": 0},
+        5: {"isthing": 0},
+        6: {"isthing": 0, "trainId": 5},
+        10: {"isthing": 1},
+        11: {"trainId": 2},
+    }
+    entries = [
+        {"id": one.id, "trainId": one.id, "isthing": int(one.thing), "name": one.name, "color": list(one.color)}
+        for one in LABELS[1:]
+    ]
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps([entry | changed.get(int(str(entry["id"])), {}) for entry in entries]))
+    config = config_of("front3d", f"dataset.label_map={path}")
+    labels = label_map_of(config.dataset)
+    evaluation = evaluate_images(Teller(store), loader_of(store, config), config, "front3d")
+    infer_store(config, Teller(store), store, "", tmp_path / "told")  # type: ignore[arg-type]
+    scored = score(ScoreConfig(tmp_path / "told", store.root, tmp_path / "tables", labels=labels)).scores.to_pylist()
+    plain = score(ScoreConfig(tmp_path / "told", store.root, tmp_path / "others")).scores.to_pylist()
+    found = evaluation.averages("pq", "reference")
+    classes = {"all": set(range(1, 13)) - {3, 6}, "things": {1, 4, 7, 8, 9, 10, 11}, "stuff": {2, 5, 12}}
+    tally = evaluation.tallies["pq", "reference"]
+    assert not {3, 6} & {*tally.true_classes} and tally[5].tp + tally[5].fn > 0
+    for group, members in classes.items():
+        mean = float(np.mean([tally[label].quality for label in sorted(members)]))
+        assert found[group].quality == pytest.approx(mean) and found[group].classes == len(members)
+        (row,) = (row for row in scored if (row["metric"], row["rule"], row["group"]) == ("pq", "reference", group))
+        assert row["quality"] == pytest.approx(mean)
+    assert {row["group"] for row in scored} >= {"wall", "bed", "floor"} and "chair" not in {
+        row["group"] for row in scored if row["fn"] or row["tp"]
+    }
+    assert {row["run"] for row in scored} != {row["run"] for row in plain}  # another question, another run
+    table = json.loads(next((tmp_path / "told").glob("*/segments.json")).read_bytes())["segments_2d"]
+    assert all(
+        segment["isthing"] == (segment["category_id"] in classes["things"])
+        for segment in table
+        if segment["category_id"] not in {3, 6}
+    )
+
+
 def image_of(panoptic: list[list[int]], classes: dict[int, int], depth: float) -> PanopticImage:
     segments = tuple(Segment(name, label < 10, label) for name, label in classes.items())
     shape = (len(panoptic), len(panoptic[0]))
@@ -216,6 +263,23 @@ def test_a_hand_counted_image() -> None:
     assert kpi["val_dpq_averages_epoch"] == pytest.approx(200 / 12 * 2 / 3)
     assert found.averages("pq", "coco")["all"].quality == 1.0
     assert found.depth == pytest.approx({"abs_rel": 0.2, "rmse_m": 0.4, "delta_1": 1.0}, abs=1e-6)
+
+
+def test_a_hand_counted_image_under_a_label_map() -> None:
+    """Chairs are stuff: by the rule of COCO two of them are one segment; walls are things, and two of them two."""
+    entries = [{"id": 3, "trainId": 3, "isthing": 0, "name": "seat", "color": [1, 2, 3]}]
+    entries += [{"id": 10, "trainId": 10, "isthing": 1, "name": "wall", "color": [4, 5, 6]}]
+    labels = read_label_map(entries, "map.json", contiguous=False)
+    truth = np.array([[3, 3, 10, 10]], np.uint8), np.array([[7, 8, 1, 2]]), np.full((1, 4), 2.0, np.float32)
+    told = image_of([[1, 1, 2, 3]], {1: 3, 2: 10, 3: 10}, 2.0)
+    found = count_image(*truth, told, "front3d", labels)
+    counts = {rule: found.tallies["pq", rule] for rule in PIXEL_RULES}
+    assert [(counts["coco"][label].tp, counts["coco"][label].fn) for label in (3, 10)] == [(1, 0), (2, 0)]
+    assert [(counts["reference"][label].tp, counts["reference"][label].fn) for label in (3, 10)] == [(0, 2), (2, 0)]
+    assert found.averages("pq", "reference")["things"].quality == pytest.approx(1 / 9)  # 1, 2, 4..10, of which 10 is whole
+    assert found.averages("pq", "coco")["stuff"].quality == 1.0
+    usual = count_image(*truth, told, "front3d").tallies["pq", "coco"]
+    assert [(usual[label].tp, usual[label].fn) for label in (3, 10)] == [(0, 2), (1, 0)]
 
 
 def test_depth_that_is_no_number_is_not_hidden_in_a_mean() -> None:

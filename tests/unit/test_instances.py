@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.trainers.instances import STUFF_ID, Instances, depth_units, evaluation_semantic, instances_of, stuff_of
+from scenemill.schemas.labels import BUILT_IN, LabelMap
+from scenemill.trainers.instances import (
+    STUFF_ID,
+    Instances,
+    depth_units,
+    evaluation_semantic,
+    instances_of,
+    learned_classes,
+    stuff_of,
+)
 
 VOID = 255
 
@@ -146,6 +155,14 @@ def test_random_images_give_what_plain_loops_give(seed: int) -> None:
     assert found.mean_depth == pytest.approx([mean for *_, mean in expected], rel=1e-6)
     for mask, (_, _, known, _) in zip(found.masks, expected, strict=True):
         np.testing.assert_array_equal(mask, known)
+
+
+def test_learned_classes_take_the_place_of_the_stored_ones() -> None:
+    labels = LabelMap(learned=(0, 2, 1, 0, 4, 5, 5, 7, 8, 9, 10, 10, 12))
+    stored = np.array([[0, 1, 2, 3], [5, 6, 11, 200]], np.uint8)
+    found = learned_classes(stored, labels)
+    assert found.tolist() == [[0, 2, 1, 0], [5, 5, 10, 200]] and found.dtype == np.uint8
+    assert learned_classes(stored, BUILT_IN) is stored
 
 
 def test_void_is_13_when_evaluating() -> None:

@@ -134,7 +134,7 @@ def test_what_is_wrong_is_told_with_file_entry_and_what_is_allowed(listed: objec
 
 @pytest.mark.parametrize("ids", [(2, 1), (1, 3), (2, 3), (1, 1)])
 def test_a_contiguous_list_counts_from_1(ids: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"with contiguous_id=true allowed is 1, 2, 3, ...; set it to false"):
+    with pytest.raises(ConfigError, match=r"with contiguous_id=true allowed is 1, 2, 3, ...; else set that to false"):
         read([entry(id) for id in ids], contiguous=True)
 
 

@@ -132,6 +132,18 @@ def test_what_is_a_thing_is_a_matter_of_the_class() -> None:
     assert ids(image_of([(9, 0.9), (9, 0.9)], masks, Rules(num_thing_classes=8))) == [[1, 1]]
 
 
+def test_a_label_map_may_say_what_a_thing_is() -> None:
+    """Walls are things, chairs stuff: two walls are two, and the pixel of nobody goes to a chair."""
+    rules = Rules(things=(1, WALL))
+    masks = [mask_of([0.9, 0.1, 0.1, 0.4]), mask_of([0.1, 0.9, 0.1, 0.4]), mask_of([0.1, 0.1, 0.9, 0.3])]
+    found = image_of([(WALL, 0.9), (WALL, 0.9), (3, 0.9)], masks, rules)
+    assert ids(found) == [[1, 2, 3, 3]] and [segment.isthing for segment in found.segments] == [True, True, False]
+    usual = image_of([(WALL, 0.9), (WALL, 0.9), (3, 0.9)], masks)
+    assert ids(usual) == [[1, 1, 2, 1]]
+    nothing = image_of([(WALL, 0.9), (3, 0.9)], [masks[0], masks[2]], Rules(things=()))
+    assert [segment.isthing for segment in nothing.segments] == [False, False]
+
+
 def test_void_pixels_go_to_the_stuff_query_that_says_most_there() -> None:
     said = [(3, 0.9), (WALL, 0.9), (FLOOR, 0.6), (WALL, 0.5)]
     masks = [

@@ -1,5 +1,6 @@
 """What stage 1 finds in images: the settings' rules, the sizes, the preparation, and a model that is left as it was."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def test_rules_are_those_of_the_settings() -> None:
         "model.object_mask_threshold=0.3", "model.overlap_threshold=0.6", "dataset.num_thing_classes=7", "dataset.depth_scale=9"
     )
     assert rules_of(config) == Rules(0.3, 0.6, 7, 9.0)
+
+
+def test_rules_take_the_things_of_a_label_map(tmp_path: Path) -> None:
+    entries = [
+        {"id": id, "trainId": id, "isthing": thing, "name": f"no {id}", "color": [0, 0, id]} for id, thing in ((2, 0), (11, 1))
+    ]
+    (tmp_path / "map.json").write_text(json.dumps(entries))
+    settings = (f"dataset.label_map={tmp_path / 'map.json'}", "dataset.contiguous_id=false", "dataset.num_thing_classes=4")
+    rules = rules_of(config_of(*settings))
+    assert rules.things == (1, 3, 4, 11)
+    assert [label for label in range(14) if rules.is_thing(label)] == [1, 3, 4, 11]
 
 
 def test_images_are_predicted_at_their_own_sizes(model: Stage1, images: Tensor, config: ExperimentConfig) -> None:
