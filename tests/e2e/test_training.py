@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,6 +162,27 @@ def test_a_checkpoint_is_evaluated_into_the_metric_tables(raw: Path, tmp_path: P
     assert 0 < kpi.pop("test_loss") < 1000
     assert all(0 <= value <= 100 for value in kpi.values())
     assert (evaluated.tables / "scores").is_dir()
+
+
+def test_a_label_map_and_generated_images_train_and_validation_has_the_loss_of_evaluation(raw: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(raw, tmp_path / "raw"))
+    view = json.loads((folder / "train.json").read_bytes())[0]
+    name = f"rgb_{view['image_id']}"
+    generated = folder / "augment" / view["scene_id"] / f"{name}_night.png"
+    generated.parent.mkdir(parents=True)
+    shutil.copy(folder / "data" / view["scene_id"] / f"{name}.png", generated)
+    labels = json.loads((folder / "label_map.json").read_bytes())
+    labels[9] |= {"isthing": 1, "name": "panel"}  # walls become things
+    labels[5]["trainId"] = 5  # desks are tables
+    (folder / "label_map.json").write_text(json.dumps(labels))
+    lists = [f"dataset.{split}.json_path={name}.json" for split, name in (("train", "train"), ("val", "val"), ("test", "val"))]
+    more = (*lists, "dataset.label_map=label_map.json", "dataset.augmentation.gen_aug_weight=0.5", "train.optim.max_steps=3")
+    trained = run_training(experiment(folder, tmp_path, *more, "dataset.train.batch_size=1"), silent, silent)
+    assert load_checkpoint(trained.checkpoint)["order"] == [1, 0]  # two views and one image are an epoch
+    evaluated = run_evaluation(experiment(folder, tmp_path, *more, f"evaluate.checkpoint={trained.checkpoint}"), silent)
+    assert evaluated.kpi["test_loss"] == trained.kpi["val_loss"]
+    names = query(evaluated.tables, "SELECT DISTINCT class_id, class_name FROM counts", None, 60.0).to_pylist()
+    assert {"class_id": 10, "class_name": "panel"} in names and 6 not in {row["class_id"] for row in names}
 
 
 def test_two_processes_train_one_model(raw: Path, tmp_path: Path) -> None:
