@@ -137,9 +137,9 @@ def infer_folder(
         ConfigError: no such folder, no image in it, or a model whose classes have no names.
     """
     check_classes(config)
-    listed = list_images(config, images_dir, results_dir, overwrite=overwrite)
+    listed = list_images(config, images_dir, results_dir, overwrite=overwrite, share=share)
     facts = {fact.image: fact for fact in listed.facts}
-    todo, size = share.of(listed.todo), config.dataset.test.batch_size
+    todo, size = listed.todo, config.dataset.test.batch_size
     for start in range(0, len(todo), size):
         on_progress("Predicting", start, len(todo))
         facts |= {fact.image: fact for fact in infer_files(config, model, todo[start : start + size], results_dir)}
@@ -179,12 +179,15 @@ class Listed:
     passed_over: tuple[str, ...]
 
 
-def list_images(config: ExperimentConfig, images_dir: Path, results_dir: Path, *, overwrite: bool = False) -> Listed:
+def list_images(
+    config: ExperimentConfig, images_dir: Path, results_dir: Path, *, overwrite: bool = False, share: Share = ALL
+) -> Listed:
     """The images of a folder, and which of them are to be predicted.
 
     Args:
         config: of the stage that is to predict.
         images_dir, results_dir, overwrite: see ``infer_folder``.
+        share: of all images, whatever of them is done: others may be at work.
 
     Raises:
         ConfigError: no such folder, or no image in it.
@@ -200,9 +203,9 @@ def list_images(config: ExperimentConfig, images_dir: Path, results_dir: Path, *
         told = f"; {len(others)} images of other names, such as {others[0]}: rename or convert them" if others else ""
         raise ConfigError(f"0 images under {images_dir}; expected *.jpg or *.png{told}")
     first: dict[str, Path] = {FAILURES: results_dir / FAILURES}
+    holders = [first.setdefault(path.stem, path) for path in images]
     todo, facts = [], []
-    for path in images:
-        holder = first.setdefault(path.stem, path)
+    for path, holder in share.of(list(zip(images, holders, strict=True))):
         if holder is not path:
             facts.append(Fact(path.name, "failed", f"its predictions would have the name of {holder.name}; rename one of the two"))
         elif not overwrite and is_complete(config, results_dir / path.stem):
@@ -252,18 +255,13 @@ def _predict_photos(
     camera: NDArray[np.float64],
 ) -> list[Prediction]:
     """What is found in images that come without volumes, all taken by one camera."""
-    import torch
-
-    from scenemill.trainers.nvpanoptix3d.frustum import inference_mask
     from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
     from scenemill.trainers.predict import predict_reduced, predict_scenes
 
     if not isinstance(model, Stage2):
         return [_prediction(image) for image in predict_reduced(model, images, unpadded, config)]
-    cameras = torch.from_numpy(camera.astype(np.float32)).expand(len(images), 4, 4)
-    frustum = inference_mask(camera, model.frustum)
-    found = predict_scenes(model, images, unpadded, config, cameras, frustum.expand(len(images), *frustum.shape))
-    return [_prediction(*scene) for scene in found]
+    cameras = np.broadcast_to(camera, (len(images), 4, 4))
+    return [_prediction(*scene) for scene in predict_scenes(model, images, unpadded, config, cameras, None)]
 
 
 def infer_store(
@@ -340,7 +338,7 @@ def _predict_batch(
     room = batch.tensors.get("room_mask_buol")
     if isinstance(model, Stage2):
         frusta = _frusta(config, store, batch.keys)
-        found = predict_scenes(model, batch["image"], batch.unpadded, config, batch["intrinsic"], frusta, room)
+        found = predict_scenes(model, batch["image"], batch.unpadded, config, batch["intrinsic"].numpy(), frusta, room)
         return [_prediction(*scene) for scene in found]
     if reduced:
         return [_prediction(image) for image in predict_reduced(model, batch["image"], batch.unpadded, config, room)]
@@ -350,16 +348,12 @@ def _predict_batch(
     return [_prediction(image) for image in images]
 
 
-def _frusta(config: ExperimentConfig, store: Store, keys: Sequence[str]) -> "Tensor":
-    """(B, D, D, D) bool, True inside: the frusta of samples."""
-    import torch
-
+def _frusta(config: ExperimentConfig, store: Store, keys: Sequence[str]) -> list[NDArray[np.bool_]]:
+    """Of each sample (D, D, D) bool, True inside: its frustum."""
     from scenemill.trainers.sidefiles import frustum_of
 
     common = frustum_of(config.dataset, store)
-    if common is not None:
-        return torch.from_numpy(common).expand(len(keys), *common.shape)
-    return torch.stack([torch.from_numpy(~store.read(key, ["outside"])["outside"]) for key in keys])
+    return [~store.read(key, ["outside"])["outside"] if common is None else common for key in keys]
 
 
 def join_outcomes(outcomes: Sequence[Inferred]) -> Inferred:

@@ -91,25 +91,25 @@ def _start_from_function(strategy: Any) -> None:
         strategy._launcher = _MultiProcessingLauncher(strategy, start_method="spawn")
 
 
-def shard(model: nn.Module, mesh: "DeviceMesh") -> nn.Module:
+def shard(learner: nn.Module, mesh: "DeviceMesh") -> nn.Module:
     """Leave each process a share of every parameter: transformer blocks and other large parts are whole only while they work.
 
     Args:
-        model: changed in place.
+        learner: a ``Learner``; its network is changed in place.
         mesh: has a dimension ``data_parallel``.
     """
     from torch.distributed.fsdp import fully_shard
 
-    over = mesh["data_parallel"]
-    for module in model.modules():
+    network, over = learner.get_submodule("network"), mesh["data_parallel"]
+    for module in network.modules():
         if isinstance(module, Block):
             fully_shard(module, mesh=over)
-    for part in model.children():
+    for part in network.children():
         for module in part.children():
-            if not isinstance(module, nn.ModuleList) and sum(parameter.numel() for parameter in module.parameters()) >= _SHARE_FROM:
+            if not isinstance(module, nn.ModuleList) and sum(held.numel() for held in module.parameters()) >= _SHARE_FROM:
                 fully_shard(module, mesh=over)
-    fully_shard(model, mesh=over)
-    return model
+    fully_shard(network, mesh=over)
+    return learner
 
 
 def is_sharded(model: nn.Module) -> bool:

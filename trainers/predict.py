@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.augment import View, prepare, resize_rgb
+from scenemill.trainers.nvpanoptix3d.frustum import inference_mask
 from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage, Rules, Size, postprocess, postprocess_reduced
 from scenemill.trainers.nvpanoptix3d.postprocess3d import PanopticVolume, postprocess_volumes
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1Output
@@ -68,6 +70,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def padded_size(images: Tensor, config: ExperimentConfig) -> Size:
+    """(height, width) of (B, 3, Hp, Wp) images with the padding that the network adds: what its outputs are of."""
+    divisor = config.model.mask_former.size_divisibility
+    height, width = (-(-length // divisor) * divisor for length in images.shape[-2:])
+    return height, width
+
+
 def predict_images(
     model: nn.Module,
     images: Tensor,
@@ -93,7 +102,7 @@ def predict_images(
         output: Stage1Output = model(images.to(_device(model)))
         if on_output is not None:
             on_output(output)
-        return images_of(output, (images.shape[-2], images.shape[-1]), unpadded, config, room_mask, size=size)
+        return images_of(output, padded_size(images, config), unpadded, config, room_mask, size=size)
 
 
 def predict_reduced(
@@ -112,7 +121,7 @@ def predict_reduced(
             output.pred_logits.float(),
             output.pred_masks.float(),
             output.pred_depths.float(),
-            (images.shape[-2], images.shape[-1]),
+            padded_size(images, config),
             unpadded,
             (height, width),
             rules=rules_of(config),
@@ -125,8 +134,8 @@ def predict_scenes(
     images: Tensor,
     unpadded: Sequence[Size],
     config: ExperimentConfig,
-    intrinsic: Tensor,
-    frustum_mask: Tensor,
+    intrinsics: NDArray[Any],
+    frusta: Sequence[NDArray[np.bool_]] | None,
     room_mask: Tensor | None = None,
 ) -> list[tuple[PanopticImage, PanopticVolume]]:
     """What the model finds in images, at ``dataset.reduced_target_size``, and in the space they show.
@@ -134,15 +143,19 @@ def predict_scenes(
     Args:
         model: of stage 2.
         images, unpadded, config: see ``predict_images``.
-        intrinsic: (B, 4, 4), pixels of ``dataset.target_size``.
-        frustum_mask: (B, D, D, D) bool, True inside, image-aligned.
+        intrinsics: (B, 4, 4), pixels of ``dataset.target_size``.
+        frusta: of each image (D, D, D) bool, True inside, image-aligned; None for what its camera sees.
         room_mask: (B, h, w) bool, True inside: of the images without padding, at any resolution; ``room_mask_buol`` of a batch.
     """
-    device = _device(model)
-    height, width = model.frustum.plane_size
-    room = None if room_mask is None else _resized(room_mask, (height, width)).to(device)
+    device, height_width = _device(model), model.frustum.plane_size
+    room = None if room_mask is None else _resized(room_mask, height_width).to(device)
+    if frusta is None:
+        masks = [inference_mask(camera.astype(np.float64), model.frustum) for camera in intrinsics]
+    else:
+        masks = [torch.from_numpy(frustum) for frustum in frusta]
+    cameras = torch.from_numpy(np.array(intrinsics, np.float32))
     with evaluating(model), torch.inference_mode():
-        output: Stage2Output = model(images.to(device), unpadded, intrinsic, frustum_mask.to(device), room)
+        output: Stage2Output = model(images.to(device), unpadded, cameras, torch.stack(masks).to(device), room)
         return list(zip(output.images, volumes_of(output, config), strict=True))
 
 
@@ -168,7 +181,7 @@ def images_of(
 
     Args:
         output: of the model.
-        padded: (height, width) of the images that the model saw.
+        padded: see ``padded_size``.
         unpadded, config, room_mask, size: see ``predict_images``.
     """
     if room_mask is not None:

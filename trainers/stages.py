@@ -49,6 +49,37 @@ class Stage:
     kpi: Callable[[Any, str], dict[str, float]]
 
 
+class Lesson:
+    """One batch to learn from, and what draws the points of its losses. No dataclass: wrappers of a network would take it to pieces.
+
+    Attributes:
+        batch: on the network's device.
+        generator: on the same device.
+    """
+
+    def __init__(self, batch: Batch, generator: torch.Generator) -> None:
+        self.batch, self.generator = batch, generator
+
+
+class Learner(nn.Module):
+    """A network with its losses: what several processes run in step, since it takes a batch and gives plain tensors.
+
+    Args:
+        config: of the experiment. network, criterion: of its stage.
+    """
+
+    def __init__(self, config: ExperimentConfig, network: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        self.stage, self.config = stage_of(config), config
+        self.network, self.criterion = network, criterion
+
+    def forward(self, lesson: Lesson) -> Losses:
+        """The losses of a batch; they are computed in float32, whatever the network computes in."""
+        output = self.network(*self.stage.inputs(lesson.batch))
+        with torch.autocast(lesson.generator.device.type, enabled=False):
+            return self.stage.compare(self.criterion, output, lesson.batch, self.config, lesson.generator)
+
+
 def stage_of(config: ExperimentConfig) -> Stage:
     """The stage that ``dataset.enable_3d`` names."""
     return STAGE_2 if config.dataset.enable_3d else STAGE_1

@@ -30,7 +30,7 @@ from scenemill.trainers.nvpanoptix3d.optimizer import (
 )
 from scenemill.trainers.nvpanoptix3d.weights import restore
 from scenemill.trainers.order import hash_range
-from scenemill.trainers.stages import stage_of
+from scenemill.trainers.stages import Learner, Lesson, stage_of
 from scenemill.trainers.status import Curves, StatusLog
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class _Run:
         self.seed = held.seed if held.seed >= 0 else torch.seed()
         self.stage = stage_of(config)
         self.network = self.stage.make_model(config)
-        self.criterion = self.stage.make_criterion(config).to(fabric.device)
+        self.criterion = self.stage.make_criterion(config)
         self.unknown = freeze(self.network, held.freeze)
         optim = held.optim
         self.schedule = Schedule(
@@ -173,7 +173,7 @@ class _Run:
         resumed = self._resume()
         if not resumed:
             self.stage.load_first(self.network, config)
-        self.model = fabric.setup_module(self.network)
+        self.learner = fabric.setup_module(Learner(config, self.network, self.criterion))
         optimizer = make_optimizer(  # of the parameters as they are on the devices: shares, where they are shared
             self.network,
             optim.type,
@@ -208,7 +208,7 @@ class _Run:
         batches = self._batches()
         epoch_began = time.perf_counter()
         while self.step < self.steps:
-            self.model.train()
+            self.learner.train()
             asked = time.perf_counter()
             batch = next(batches)
             got = time.perf_counter()
@@ -238,8 +238,7 @@ class _Run:
         seed = int(hash_range(1, self.seed, self.step, self.fabric.global_rank)[0] >> 1)
         torch.manual_seed(seed)
         generator = torch.Generator(self.fabric.device).manual_seed(seed)
-        output = self.model(*self.stage.inputs(batch))
-        total, losses = self.stage.compare(self.criterion, output, batch, self.config, generator)
+        total, losses = self.learner(Lesson(batch, generator))
         if not torch.isfinite(total):
             told = ", ".join(f"{name} {float(loss):g}" for name, loss in losses.items() if not torch.isfinite(loss))
             raise ArithmeticError(f"step {self.step}: the loss is not finite ({told}); samples {', '.join(batch.keys)}")
@@ -255,7 +254,7 @@ class _Run:
     def _clip(self) -> None:
         held = self.config.train
         if held.clip_grad_type == "full":
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=held.clip_grad_norm, error_if_nonfinite=False)
+            self.fabric.clip_gradients(self.learner, self.optimizer, max_norm=held.clip_grad_norm, error_if_nonfinite=False)
         else:
             parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
             clip_gradients(
