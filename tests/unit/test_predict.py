@@ -105,6 +105,17 @@ def test_files_have_the_reduced_size_whatever_the_image_has(model: Stage1, image
     check_same(found, expected)
 
 
+@pytest.mark.parametrize("height", [240, 225])
+def test_padding_by_the_network_is_as_padding_by_the_loader(
+    model: Stage1, images: Tensor, config: ExperimentConfig, height: int
+) -> None:
+    cut, sizes = images[:, :, :height], [(height, 320)] * 2
+    padded = torch.zeros_like(images)
+    padded[:, :, :height] = cut
+    for predict in (predict_images, predict_reduced):
+        check_same(predict(model, cut, sizes, config), predict(model, padded, sizes, config))
+
+
 def test_depth_outside_the_room_is_zero_at_every_size(model: Stage1, images: Tensor, config: ExperimentConfig) -> None:
     room = torch.zeros(2, 256, 320, dtype=torch.bool)
     room[:, :240, 80:160] = True
