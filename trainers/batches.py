@@ -120,25 +120,13 @@ class SceneDataset(Dataset[Example | Skipped]):
         _check_alike(opened)
         self.config = config = config or DatasetConfig()
         self.on_error = on_error
-        with_rooms = any(store.layout.source == "matterport" for store in opened)
         frustums = [frustum_of(config, store) if config.enable_3d else None for store in opened]
-        common = len(opened) == 1
+        alone = len(opened) == 1  # a frustum that all samples share is then the dataset's, and no sample has it
         raw = generated_root(config) if training and config.augmentation.gen_aug_weight else None
+        with_rooms = any(store.layout.source == "matterport" for store in opened)
+        reader = partial(ExampleReader, config=config, training=training, seed=seed, planes=planes, with_rooms=with_rooms)
         self._members = [
-            _member(
-                store,
-                split,
-                ExampleReader(
-                    store,
-                    config,
-                    training=training,
-                    seed=seed,
-                    planes=planes,
-                    with_rooms=with_rooms,
-                    frustum=None if common else frustum,
-                ),
-                raw,
-            )
+            _member(store, split, reader(store, frustum=None if alone else frustum), raw)
             for store, frustum in zip(opened, frustums, strict=True)
         ]
         self._ends = np.cumsum([len(member.rows) for member in self._members])
@@ -147,7 +135,7 @@ class SceneDataset(Dataset[Example | Skipped]):
             raise ConfigError(f"no samples in split {split!r} of {', '.join(str(store.root) for store in opened)}; it has {names}")
         if raw is not None and not any(len(member.shows) for member in self._members):
             raise ConfigError(f"0 generated images for split {split!r} under {raw}; expected augment/<scene>/rgb_<image>*.png")
-        self.frustum = torch.from_numpy(frustums[0]) if common and frustums[0] is not None else None
+        self.frustum = torch.from_numpy(frustums[0]) if alone and frustums[0] is not None else None
 
     def __len__(self) -> int:
         return int(self._ends[-1])

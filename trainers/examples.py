@@ -156,8 +156,8 @@ class ExampleReader:
                 volumes = self._volumes(distance, weight, labelled, found, self._shared_frustum or self._own_frustum(key, row))
                 tensors |= {} if self._training else _true_volumes(distance.grid, *labelled)
         size = (arrays["rgb"].shape[0], arrays["rgb"].shape[1])
-        weight = 1.0 if image is None else config.augmentation.gen_aug_weight
-        return Example(key if image is None else image.key, visit, size, view.unpadded_shape, tensors, found, volumes, weight)
+        own_key, loss_weight = (key, 1.0) if image is None else (image.key, config.augmentation.gen_aug_weight)
+        return Example(own_key, visit, size, view.unpadded_shape, tensors, found, volumes, loss_weight)
 
     def read_only(self, key: str, row: int, *, has_room_mask: bool, image: Generated | None = None) -> int:
         """Read and decode all that ``read`` would, and make nothing of it: for measuring.
