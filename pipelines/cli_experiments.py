@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     for command in (train, tune, evaluate, inference, export):
         app.command()(command)
+    app.command("export-triton")(export_triton)
     app.command("gen-trt-engine")(gen_trt_engine)
     app.command("default-specs")(default_specs)
     app.command("schema")(schema)
@@ -111,6 +112,26 @@ def export(spec: Spec, overrides: Overrides = None) -> None:
     config = _load(spec, overrides)
     for line in run_export(config):
         typer.echo(line)
+
+
+def export_triton(
+    spec: Spec,
+    repository: Annotated[Path, typer.Option(help="The model repository: a new or empty folder.")],
+    overrides: Overrides = None,
+    backend: Annotated[str, typer.Option(help="What runs stage 1 on the server: onnxruntime or python.")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="What both stages run on there: cpu or gpu.")] = "cpu",
+    max_batch_size: Annotated[int, typer.Option(help="Most images of stage 1 at once, with export.batch_size=-1.")] = 8,
+) -> None:
+    """Write a model repository for a Triton server: stage 1 as ONNX, stage 2 as a Python model that calls it."""
+    from scenemill.pipelines.triton import export_triton as write_repository
+
+    config = _load(spec, overrides)
+    for model in write_repository(config, repository, backend=backend, device=device, max_batch_size=max_batch_size):
+        typer.echo(f"{model.name}: {model.backend}, {model.device}")
+        for way, forms in (("in", model.inputs), ("out", model.outputs)):
+            for form in forms:
+                typer.echo(f"  {way:3} {form.name}  {form.dtype} {'x'.join(map(str, form.shape))}")
+    typer.echo(f"{repository}: weights are not encrypted there")
 
 
 def gen_trt_engine(spec: Spec, overrides: Overrides = None) -> None:

@@ -34,7 +34,7 @@ HOMES = {
     "lightning_fabric": ("trainers/devices.py", "trainers/train.py"),
     "optuna": ("pipelines/tuning.py",),
     "onnx": ("trainers/nvpanoptix3d/export.py",),
-    "onnxruntime": ("trainers/nvpanoptix3d/export.py",),
+    "onnxruntime": ("trainers/nvpanoptix3d/export.py", "pipelines/shipped/triton/"),  # the latter runs in a server
     "tensorrt": ("trainers/nvpanoptix3d/export.py",),
     "pyrage": ("trainers/checkpoint.py",),
     "wandb": ("trainers/status.py",),

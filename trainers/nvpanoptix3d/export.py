@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -215,6 +215,37 @@ def export_onnx(
         files = _place(made, data, path)
     size = sum(file.stat().st_size for file in files)
     return ExportReport(path, files, size, opset_version, shapes, plugin, differences)
+
+
+class TensorForm(NamedTuple):
+    """What a tensor must be.
+
+    Attributes:
+        name: of the tensor.
+        dtype: as numpy names it.
+        shape: -1 for any number of images.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_forms(path: Path) -> tuple[list[TensorForm], list[TensorForm]]:
+    """Inputs and outputs of an ONNX file, in its order; weights are not read.
+
+    Raises:
+        ConfigError: ONNX is not installed.
+    """
+    onnx = _library("onnx", "onnx")
+    graph = onnx.load(str(path), load_external_data=False).graph
+
+    def form(each: Any) -> TensorForm:
+        held = each.type.tensor_type
+        shape = tuple(-1 if axis.dim_param else axis.dim_value for axis in held.shape.dim)
+        return TensorForm(each.name, onnx.helper.tensor_dtype_to_np_dtype(held.elem_type).name, shape)
+
+    return [form(each) for each in graph.input], [form(each) for each in graph.output]
 
 
 def _refuse(wrong: bool, message: str) -> None:
