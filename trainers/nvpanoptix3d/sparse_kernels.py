@@ -1,9 +1,10 @@
 """Sums and maxima over linked rows, and their gradients.
 
 A convolution gathers, for some rows at a time, what they are linked to, side by side, and multiplies that with the stacked weights:
-one gather and one product. Its gradients gather what came back, once, along the reverse links: one product is the gradient of the
-features, another that of the weights. Nothing is scattered, so every sum is taken in the same order in every run. What is gathered at
-a time stays in a cache; memory grows with the voxels, not with voxels times offsets.
+one gather and one product. Where far fewer channels come out than come in, it multiplies first. Its gradients gather what came back,
+once, along the reverse links: one product is the gradient of the features, another that of the weights. Nothing is scattered, so
+every sum is taken in the same order in every run. What is gathered at a time stays in a cache: memory grows with the voxels, not with
+voxels times offsets.
 
 Source: the sparse operators of NvPanoptix3D as described in its fact sheet; the method is our own.
 """
@@ -15,11 +16,18 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from scenemill.trainers.nvpanoptix3d.sparse_links import Links, Part
 
 CHUNK_BYTES: Final = {"cpu": 2**21, "cuda": 2**28}
 """How much is gathered at a time, by kind of device: about a core's cache; on a GPU, enough to keep it busy."""
+
+NARROWER: Final = 8
+"""How many times fewer channels must come out than come in for rows to be multiplied before they are gathered."""
+
+OFFSETS: Final = 9
+"""How many offsets they are then multiplied with at a time."""
 
 
 def convolve(features: Tensor, weight: Tensor, links: Links) -> Tensor:
@@ -36,7 +44,7 @@ def convolve(features: Tensor, weight: Tensor, links: Links) -> Tensor:
     dtype, device = features.dtype, features.device.type
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-    out: Tensor = _Convolution.apply(features, weight, links, dtype)
+    out: Tensor = _Convolution.apply(features, weight, links, dtype)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -50,7 +58,7 @@ def pool(features: Tensor, links: Links) -> Tensor:
     Returns:
         (M, C), M rows as in the links. The gradient goes to the first of equal values.
     """
-    out: Tensor = _Pool.apply(features, links)
+    out: Tensor = _Pool.apply(features, links)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -66,7 +74,8 @@ class _Convolution(Function):
             padded, weight = _with_row(features, 0), weight.to(dtype)
             out = features.new_empty((links.outputs, weight.shape[2]))
             for part in links.forward:
-                _put(out, part, _products(padded, part, weight))
+                products = _narrowed if _is_narrower(padded, part, weight) else _products
+                _put(out, part, products(padded, part, weight))
         return out
 
     @staticmethod
@@ -89,6 +98,23 @@ def _products(padded: Tensor, part: Part, weight: Tensor) -> Tensor:
     rows = padded.new_empty((len(part.sources), stacked.shape[1]))
     for span, gathered in _chunks(padded, part.sources):
         torch.mm(gathered.flatten(1), stacked, out=rows[span])
+    return rows
+
+
+def _is_narrower(padded: Tensor, part: Part, weight: Tensor) -> bool:
+    """Whether few enough channels come out that it pays to multiply first and gather then."""
+    rows, (_, repeated) = len(part.sources), part.offsets.shape
+    return rows * weight.shape[1] >= NARROWER * len(padded) * repeated * weight.shape[2]
+
+
+def _narrowed(padded: Tensor, part: Part, weight: Tensor) -> Tensor:
+    """The same as ``_products``, by sums of rows that are multiplied already: a few offsets at a time, for memory."""
+    rows = padded.new_zeros((len(part.sources), part.offsets.shape[1] * weight.shape[2]))
+    for start in range(0, len(part.offsets), OFFSETS):
+        offsets, sources = part.offsets[start : start + OFFSETS], part.sources[:, start : start + OFFSETS]
+        multiplied = padded @ weight[offsets].permute(2, 0, 1, 3).flatten(1)
+        places = sources * len(offsets) + torch.arange(len(offsets), dtype=sources.dtype, device=sources.device)
+        rows += functional.embedding_bag(places, multiplied.view(-1, rows.shape[1]), mode="sum")
     return rows
 
 

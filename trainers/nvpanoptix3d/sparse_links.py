@@ -96,8 +96,7 @@ def _kept(support: Support, name: str, make: Callable[[], Links]) -> Links:
         if not support.distinct:
             raise ConfigError("voxels that share a coordinate cannot be convolved; join or pool them first")
         support.links[name] = make()
-    links: Links = support.links[name]
-    return links
+    return support.links[name]
 
 
 def _parity_parts(support: Support, first: int, edge: int) -> Iterator[Part]:

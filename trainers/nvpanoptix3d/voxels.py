@@ -10,13 +10,16 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from scenemill.schemas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scenemill.trainers.nvpanoptix3d.sparse_links import Links
 
 LEAST_STEP: Final = -1
 MOST_STEP: Final = 3
@@ -109,7 +112,7 @@ def sorted_distinct(coords: Tensor) -> Tensor:
     box = box_around(coords)
     numbers = box.numbers(coords)
     if not box.is_small(len(coords)):
-        return box.coords(numbers.unique())
+        return box.coords(torch.unique_consecutive(numbers.sort().values))
     there = torch.zeros(box.cells, dtype=torch.bool, device=coords.device).index_fill_(0, numbers, True)
     return box.coords(there.nonzero()[:, 0])
 
@@ -182,7 +185,7 @@ class Support:
     Attributes:
         coords: (N, 4) int64, (sample, x, y, z) in cells of the level's own grid; x, y, z may be negative, rows may share a coordinate.
         stride: cells of the finest grid per cell, along an axis.
-        links: what the convolutions of this level connect, by name.
+        links: what convolutions of these voxels connect, by kind.
 
     Raises:
         ConfigError: coordinates of another shape or type.
@@ -193,7 +196,7 @@ class Support:
             raise ConfigError(f"coordinates are {tuple(coords.shape)} {coords.dtype}; give (N, 4) int64: sample, x, y, z")
         self.coords = coords
         self.stride = stride
-        self.links: dict[str, Any] = {}
+        self.links: dict[str, Links] = {}
 
     def __len__(self) -> int:
         return len(self.coords)
