@@ -89,11 +89,11 @@ def test_a_broken_off_run_goes_on_where_it_stopped(
     calls: list[str] = []
     real = scoring.score_sample
 
-    def failing(opened: Store, key: str, folder: Path) -> Any:
+    def failing(opened: Store, key: str, *given: Any) -> Any:
         calls.append(key)
         if len(calls) == 3:
             raise OSError(5, "the disk is gone")
-        return real(opened, key, folder)
+        return real(opened, key, *given)
 
     monkeypatch.setattr(scoring, "score_sample", failing)
     with pytest.raises(OSError, match="the disk is gone"):
