@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := build/demo
 LINK := build/link/scenemill
 
-.PHONY: setup demo check test faults bench gpu-check clean
+.PHONY: setup demo check test faults bench gpu-check triton clean
 
 setup: .venv/ready
 
@@ -38,7 +38,7 @@ check: setup $(LINK)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p scenemill.schemas -p scenemill.validators -p scenemill.transforms -p scenemill.trainers -p scenemill.pipelines
-	$(BIN)/mypy tests benchmarks
+	$(BIN)/mypy tests benchmarks examples
 	$(BIN)/python -m pytest -q --doctest-modules schemas validators transforms pipelines trainers
 
 test: check
@@ -54,6 +54,11 @@ bench: setup
 
 gpu-check:  # needs a GPU, torch and numpy; nothing else of this project's environment
 	PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py
+
+triton: setup  # a real Triton server, from a wheel, in an environment of its own
+	$(PYTHON) -m venv build/triton
+	build/triton/bin/pip install --quiet nvidia-pytriton==0.7.0
+	SCENEMILL_TRITON=build/triton $(BIN)/python -m pytest tests/e2e/test_triton.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -63,7 +63,7 @@ class ServedModel:
     outputs: tuple[TensorForm, ...]
     max_batch_size: int = 0
 
-    def config(self) -> str:
+    def config_text(self) -> str:
         """The text of config.pbtxt."""
         lines = [f'name: "{self.name}"', f'backend: "{self.backend}"', f"max_batch_size: {self.max_batch_size}"]
         lines += [*self._tensors("input", self.inputs), *self._tensors("output", self.outputs)]
@@ -99,6 +99,26 @@ def export_triton(
         SceneMillError: ONNX Runtime and PyTorch differ; nothing was written.
         Corrupt: the checkpoint is damaged.
     """
+    _check(config, backend, device, max_batch_size)
+    with _placed_whole(repository) as folder:
+        stage1, stage2 = _load(config)
+        inputs, outputs = _write_onnx(config, stage1, stage2, folder / STAGE_1 / _VERSION)
+        images = ServedModel(STAGE_1, backend, device, inputs, outputs)
+        if config.export.batch_size == -1:  # an output without an axis of images cannot be batched, and this one never changes
+            kept = tuple(form for form in outputs if form.name != FIXED)
+            images = replace(images, outputs=kept, max_batch_size=max_batch_size)
+        if backend == "python":
+            _copy(folder, STAGE_1, "model_2d.py")
+        scene = ServedModel(SCENE, "python", device, tuple(scene_inputs(config)), tuple(scene_outputs(config)))
+        _copy(folder, SCENE, "model_3d.py")
+        write_whole(folder / SCENE / _VERSION / "spec.yaml", resolved(_served(config)).encode())
+        write_completer(folder / SCENE / _VERSION, stage2)
+        for model in (images, scene):
+            write_whole(folder / model.name / "config.pbtxt", model.config_text().encode())
+    return images, scene
+
+
+def _check(config: ExperimentConfig, backend: str, device: str, max_batch_size: int) -> None:
     held = config.export
     _refuse(backend not in BACKENDS, f"backend {backend!r}: allowed is {' or '.join(BACKENDS)}")
     _refuse(device not in DEVICES, f"device {device!r}: allowed is {' or '.join(DEVICES)}")
@@ -111,22 +131,6 @@ def export_triton(
     _refuse(
         held.batch_size not in (-1, 1), f"export.batch_size={held.batch_size}: images are served one by one; allowed are 1 and -1"
     )
-    with _placed_whole(repository) as folder:
-        stage1, stage2 = _load(config)
-        first = ServedModel(STAGE_1, backend, device, *_write_onnx(config, stage1, stage2, folder / STAGE_1 / _VERSION))
-        if held.batch_size == -1:  # an output without an axis of images cannot be batched, and this one never changes
-            first = replace(
-                first, outputs=tuple(form for form in first.outputs if form.name != FIXED), max_batch_size=max_batch_size
-            )
-        if backend == "python":
-            _copy(folder, STAGE_1, "model_2d.py")
-        scene = ServedModel(SCENE, "python", device, tuple(scene_inputs(config)), tuple(scene_outputs(config)))
-        _copy(folder, SCENE, "model_3d.py")
-        write_whole(folder / SCENE / _VERSION / "spec.yaml", resolved(_served(config)).encode())
-        write_completer(folder / SCENE / _VERSION, stage2)
-        for model in (first, scene):
-            write_whole(folder / model.name / "config.pbtxt", model.config().encode())
-    return first, scene
 
 
 def _refuse(wrong: bool, message: str) -> None:

@@ -28,6 +28,7 @@ from scenemill.trainers.nvpanoptix3d.postprocess3d import postprocess_volumes
 from scenemill.trainers.nvpanoptix3d.stage2 import ImageFeatures, Stage2
 from scenemill.trainers.nvpanoptix3d.weights import STAGE_2, load_stage2
 from scenemill.trainers.predict import prepare_image, stack_images
+from scenemill.transforms.publish import write_whole
 
 WEIGHTS: Final = "weights.pth"
 RULES: Final = "rules.json"
@@ -83,7 +84,7 @@ def write_completer(folder: Path, model: Stage2) -> None:
     """Write what a ``Completer`` reads beside its settings: the weights of stage 2, as they are, and the rules."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if name.partition(".")[0] in STAGE_2}
     save_checkpoint(folder / WEIGHTS, {"state_dict": weights})
-    (folder / RULES).write_text(json.dumps(asdict(model.rules), indent=1), encoding="utf-8")
+    write_whole(folder / RULES, json.dumps(asdict(model.rules), indent=1).encode())
 
 
 class Completer:
@@ -103,7 +104,9 @@ class Completer:
         self.config, self.device = config, torch.device(device)
         self.model = load_completion(config, _read_rules(folder / RULES), folder / WEIGHTS)
         self.model.completion.to(self.device)
-        self.unpadded, self.prepared = prepared_sizes(config)
+        self.unpadded, prepared = prepared_sizes(config)
+        height, width = (length + -length % self.model.backbone.size_divisibility for length in prepared)
+        self.padded = (height, width)  # the network pads what it is given
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The image as inference gives it to stage 1.
@@ -133,23 +136,12 @@ class Completer:
         """
         _check_camera(intrinsic[0])
         inside = torch.from_numpy(frustum_mask.view(np.uint8) != 0)  # a client's bytes may be others than 0 and 1
-        divisor = self.model.backbone.size_divisibility
-        padded = (self.prepared[0] + -self.prepared[0] % divisor, self.prepared[1] + -self.prepared[1] % divisor)
+        camera, model = torch.from_numpy(intrinsic.astype(np.float64)), self.model
         with torch.inference_mode():
-            found = self.model.complete(
-                self._features(features),
-                padded,
-                [self.unpadded],
-                torch.from_numpy(intrinsic.astype(np.float64)),
-                inside.to(self.device),
-            )
+            found = model.complete(self._features(features), self.padded, [self.unpadded], camera, inside.to(self.device))
             (image,) = found.images
             (volume,) = postprocess_volumes(
-                found.volumes,
-                found.pred_logits,
-                self.model.frustum.grid,
-                rules=self.model.rules,
-                truncation=self.model.truncation,
+                found.volumes, found.pred_logits, model.frustum.grid, rules=model.rules, truncation=model.truncation
             )
         tensors = (image.panoptic_seg, image.depth, volume.panoptic, volume.distance, volume.semantic)
         return {form.name: tensor.cpu().numpy() for form, tensor in zip(scene_outputs(self.config), tensors, strict=True)}

@@ -1,6 +1,5 @@
 """A model repository as a server reads it: its configuration, and its models run by a stand-in for Triton that holds them to it."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,25 +14,20 @@ import onnxruntime as ort
 import pytest
 import torch
 from google.protobuf import text_format
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
 from scenemill.pipelines import triton
 from scenemill.pipelines.cli import app
-from scenemill.pipelines.photos import read_image
 from scenemill.pipelines.specs import load_spec
 from scenemill.pipelines.triton import SCENE, STAGE_1, ServedModel, export_triton
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
-from scenemill.trainers.augment import resize_rgb
 from scenemill.trainers.checkpoint import load_checkpoint, save_checkpoint
 from scenemill.trainers.nvpanoptix3d import weights
 from scenemill.trainers.nvpanoptix3d.export import TensorForm
-from scenemill.trainers.nvpanoptix3d.frustum import Frustum, inference_mask
+from scenemill.trainers.nvpanoptix3d.frustum import inference_mask
 from scenemill.trainers.nvpanoptix3d.postprocess3d import postprocess_volumes
 from scenemill.trainers.nvpanoptix3d.stage2 import ImageFeatures, Stage2, Stage2Output
 from scenemill.trainers.predict import prepare_image, rules_of, stack_images
@@ -139,10 +133,10 @@ def server(loaded: Server, server_library: dict[str, Any]) -> Server:
     return loaded
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (320, 240)) -> NDArray[np.uint8]:
+def picture(seed: int = 0) -> NDArray[np.uint8]:
     """(240, 320, 3) uint8 of squares."""
     squares = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    return np.kron(squares, np.ones((size[1] // 6, size[0] // 8, 1), np.uint8))
+    return np.kron(squares, np.ones((40, 40, 1), np.uint8))
 
 
 def predict_in_process(made: Made, rgb: NDArray[np.uint8], mask: torch.Tensor) -> dict[str, NDArray[Any]]:
@@ -195,7 +189,7 @@ def test_scene_has_the_documented_tensors(made: Made) -> None:
 def test_full_size_has_the_documented_shapes() -> None:
     config = load_spec(SPEC.with_name("front3d_3d.yaml"), [])
     model = ServedModel(SCENE, "python", "gpu", tuple(scene_inputs(config)), tuple(scene_outputs(config)))
-    read = text_format.Parse(model.config(), model_config_pb2.ModelConfig())
+    read = text_format.Parse(model.config_text(), model_config_pb2.ModelConfig())
     cube = [256, 256, 256]
     assert forms_of(read.input) == {**SCENE_INPUTS, "frustum_mask": ("TYPE_BOOL", [1, *cube])}
     assert forms_of(read.output) == {
@@ -404,70 +398,3 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
         (folder / "new").write_text("whole")
         assert not any((tmp_path / "empty").iterdir())
     assert [path.name for path in tmp_path.rglob("*")] == ["empty", "new"]
-
-
-@pytest.fixture(scope="module")
-def client() -> Any:
-    spec = importlib.util.spec_from_file_location("triton_client", ROOT / "examples" / "triton_client.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@given(
-    st.sampled_from([8, 16, 64]), st.floats(100, 600), st.floats(100, 600), st.floats(0, 320), st.floats(0, 240),
-)  # fmt: skip
-@settings(deadline=None, max_examples=30)
-def test_client_makes_the_frustum_mask_of_inference(client: Any, grid: int, fx: float, fy: float, cx: float, cy: float) -> None:
-    camera = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    expected = inference_mask(camera, Frustum(grid=grid, voxel_m=7.68 / grid)).numpy()
-    assert np.array_equal(client.frustum_mask(camera, (320, 240), grid), expected)
-    assert expected.any()
-
-
-def test_client_saves_every_answer(
-    client: Any, made: Made, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Answer:
-        def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
-            self.as_numpy = arrays.__getitem__
-
-    class Http:
-        """The client's side of the server: tensors travel as bytes."""
-
-        def __init__(self, url: str, **_: float) -> None:
-            self.url = url
-
-        def get_model_metadata(self, name: str) -> dict[str, Any]:
-            config = server.configs[name]
-            return {
-                "inputs": [{"name": each.name, "shape": list(map(str, each.dims))} for each in config.input],
-                "outputs": [{"name": each.name} for each in config.output],
-            }
-
-        def _array(self, sent: Any) -> NDArray[Any]:
-            kinds = {"UINT8": np.uint8, "BOOL": np.bool_, "FP32": np.float32}
-            return np.frombuffer(bytearray(sent._get_binary_data()), kinds[sent.datatype()]).reshape(sent.shape())
-
-        def infer(self, name: str, inputs: Sequence[Any]) -> Answer:
-            if self.url == "nowhere:1":
-                raise ConnectionRefusedError("refused")
-            given = {each.name(): self._array(each) for each in inputs}
-            assert name == SCENE
-            return Answer(server.ask(given["image"][0], given["frustum_mask"][0], given["intrinsic"][0]))
-
-    large = Image.fromarray(picture(3, (640, 480)))
-    large.save(tmp_path / "large.jpg")
-    monkeypatch.setattr(client.triton, "InferenceServerClient", Http)
-    monkeypatch.setattr(sys, "argv", ["triton_client.py", str(tmp_path / "large.jpg"), "--output", str(tmp_path / "found")])
-    client.main()
-    sized = resize_rgb(read_image(tmp_path / "large.jpg"), (320, 240), "bicubic")
-    expected = server.ask(sized, inference_mask(K, made.model.frustum).numpy(), K)
-    assert {path.name for path in (tmp_path / "found").iterdir()} == {f"{name}.npy" for name in SCENE_OUTPUTS}
-    for name, array in expected.items():
-        assert np.array_equal(np.load(tmp_path / "found" / f"{name}.npy"), array), name
-    assert "depth_2d  float32 (30, 40)" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--url", "nowhere:1"])
-    with pytest.raises(SystemExit, match=r"nowhere:1.*refused"):
-        client.main()
