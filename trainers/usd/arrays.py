@@ -22,7 +22,7 @@ _ARRAYS: Final = {  # by type: the array class, and what its buffer holds
     "color3f": ("Vec3f", np.float32),
     "normal3f": ("Vec3f", np.float32),
 }
-_VECTORS: Final = {  # by type: the class of one
+_VECTORS: Final = {  # by type: the class of a value
     "color3f": "Vec3f",
     "float3": "Vec3f",
     "float4": "Vec4f",
@@ -31,6 +31,7 @@ _VECTORS: Final = {  # by type: the class of one
     "matrix4d": "Matrix4d",
 }
 _STEPPED: Final = frozenset(("int", "int3", "bool", "token", "string", "asset"))
+_FLOAT_MAX: Final = float(np.finfo(np.float32).max)
 _LARGEST: Final = 2**31 - 1  # integer that USD's ``int`` holds
 
 
@@ -81,6 +82,25 @@ def to_unit(colors: NDArray[Any]) -> NDArray[np.float32]:
     return colors.astype(np.float32) / np.float32(255) if colors.dtype == np.uint8 else colors.astype(np.float32)
 
 
+def bounds(points: NDArray[np.float32], half: NDArray[Any] | float = 0.0) -> NDArray[np.float32]:
+    """The smallest and the largest coordinates of points, as USD's ``extent`` wants them.
+
+    Args:
+        points: (N, 3) float32; what is not finite is not counted.
+        half: how far each reaches, (N,) or one for all, in the unit of the points.
+
+    Returns:
+        (2, 3) float32; a box inside out for no points, which USD reads as empty.
+    """
+    reach = np.asarray(half, np.float32)
+    rows = np.ascontiguousarray(points.T)  # reducing along memory is ten times as fast
+    low, high = (rows - reach).min(axis=1, initial=np.inf), (rows + reach).max(axis=1, initial=-np.inf)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()) and len(points):
+        finite = np.isfinite(points).all(axis=1)
+        return bounds(points[finite], reach[finite] if reach.ndim else half)
+    return np.asarray(np.clip(np.stack([low, high]), -_FLOAT_MAX, _FLOAT_MAX), np.float32)
+
+
 def is_stepped(kind: str) -> bool:
     """Whether values of a type hold until the next sample; USD blends the others between samples.
 
@@ -99,6 +119,8 @@ def to_value(kind: str, value: Any) -> Any:
     """
     from pxr import Gf, Sdf, Vt
 
+    if kind == "token[]":
+        return Vt.TokenArray(value)
     if kind.endswith("[]"):
         name, dtype = _ARRAYS[kind[:-2]]
         return getattr(Vt, f"{name}ArrayFromBuffer")(np.ascontiguousarray(value, dtype))
@@ -120,5 +142,7 @@ def same_value(one: Any, other: Any) -> bool:
         return False
     if not hasattr(one, "_isVtArray"):
         return bool(one == other)
+    if type(one).__name__ == "TokenArray":
+        return list(one) == list(other)
     first, second = np.asarray(one), np.asarray(other)
     return first.shape == second.shape and first.tobytes() == second.tobytes()

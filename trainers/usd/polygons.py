@@ -6,7 +6,6 @@ A stage is in metres with Y up. Its default prim is ``/World``, which holds one 
 Source: the UsdGeom schemas of OpenUSD, and the stage layout of the Timelapse specification, so that both kinds of file read alike.
 """
 
-import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.labels import LABELS, VOID, Label
 from scenemill.trainers.usd.arrays import to_unit, to_value
+from scenemill.trainers.usd.authoring import to_prim_name
 from scenemill.transforms.meshes import PanopticMesh
 from scenemill.transforms.publish import write_whole
 
@@ -207,7 +207,7 @@ def _prim_names(names: Iterable[str]) -> list[str]:
     """
     allowed: list[str] = []
     for name in names:
-        one = re.sub(r"^(?=[0-9]|$)|[^A-Za-z0-9_]", "_", name)
+        one = to_prim_name(name)
         while one in allowed:
             one += "_"
         allowed.append(one)

@@ -1,0 +1,185 @@
+"""Meshes out of files, as tensors: one by one in their own frames, or all as one in the world.
+
+Source: Mesh of UsdGeom; the names and arguments are those of Kaolin's ``io.usd``, Apache 2.0.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from scenemill.schemas.errors import ConfigError
+from scenemill.trainers.usd.corners import MeshCorners, in_world, merge, read_corners
+from scenemill.trainers.usd.stages import all_prims, find_prim, open_stage
+from scenemill.trainers.usd.triangulate import NonHomogeneousMeshError, mesh_handler_naive_triangulate
+
+Handler = Callable[..., tuple[Any, ...] | None]
+"""Makes faces of several sizes into faces of one size, or None to leave a mesh out; see ``mesh_handler_naive_triangulate``."""
+
+
+@dataclass(eq=False)
+class SurfaceMesh:
+    """A mesh whose faces all have n corners. What is not there or was not asked for is None.
+
+    Attributes:
+        vertices: (V, 3) float32.
+        faces: (F, n) int64.
+        uvs: (U, 2) float32, v down.
+        face_uvs_idx: (F, n) int64, rows of ``uvs``.
+        face_normals: (F, n, 3) float32; (C, 3) where there are no faces.
+        vertex_normals: (V, 3) float32.
+        material_assignments: (F,) int16, numbers of materials, -1 for none.
+        materials: sorted by name.
+        transform: (4, 4) float64, world from the frame of the vertices; None for the identity.
+    """
+
+    vertices: torch.Tensor
+    faces: torch.Tensor
+    uvs: torch.Tensor | None = None
+    face_uvs_idx: torch.Tensor | None = None
+    face_normals: torch.Tensor | None = None
+    vertex_normals: torch.Tensor | None = None
+    material_assignments: torch.Tensor | None = None
+    materials: list[Any] | None = None
+    transform: torch.Tensor | None = None
+
+    @property
+    def face_uvs(self) -> torch.Tensor | None:
+        """(F, n, 2) float32, the texture coordinates of the corners."""
+        return None if self.uvs is None or self.face_uvs_idx is None else self.uvs[self.face_uvs_idx]
+
+
+def get_mesh_scene_paths(file_or_stage: Any, scene_path: str | None = None) -> list[str]:
+    """The paths of all meshes, or of those at and below a path."""
+    stage = open_stage(file_or_stage)
+    return [str(prim.GetPath()) for prim in _meshes_below(stage, scene_path)]
+
+
+def _meshes_below(stage: Any, scene_path: Any) -> list[Any]:
+    root = find_prim(stage, "/" if scene_path is None else scene_path).GetPath()
+    return [prim for prim in all_prims(stage) if prim.GetTypeName() == "Mesh" and prim.GetPath().HasPrefix(root)]
+
+
+def import_mesh(
+    file_or_stage: Any,
+    scene_path: str | None = None,
+    with_materials: bool = False,
+    with_normals: bool = False,
+    heterogeneous_mesh_handler: Handler | None = None,
+    time: float | None = None,
+    triangulate: bool = False,
+) -> SurfaceMesh | None:
+    """All meshes at and below a path as one mesh in the world.
+
+    Args:
+        file_or_stage: a path or a stage.
+        scene_path: None for the whole scene.
+        with_materials: read materials and their images.
+        with_normals: read normals.
+        heterogeneous_mesh_handler: for faces of several sizes; None refuses them.
+        time: None for values that hold at any time.
+        triangulate: cut all faces into triangles.
+
+    Returns:
+        The mesh; None if there is none, or the handler left it out.
+
+    Raises:
+        NonHomogeneousMeshError: faces of several sizes, and no handler.
+        ConfigError: no such prim; or no time was given, and all there is are samples.
+    """
+    stage = open_stage(file_or_stage)
+    prims = _meshes_below(stage, scene_path)
+    if not prims:
+        return None
+    parts = [in_world(read_corners(prim, with_materials, with_normals, time)) for prim in prims]
+    return _surface(merge(parts), with_materials, heterogeneous_mesh_handler, triangulate)
+
+
+def import_meshes(
+    file_or_stage: Any,
+    scene_paths: Sequence[str] | None = None,
+    with_materials: bool = False,
+    with_normals: bool = False,
+    heterogeneous_mesh_handler: Handler | None = None,
+    times: Sequence[float | None] | None = None,
+    triangulate: bool = False,
+    return_list: bool = True,
+) -> list[SurfaceMesh] | dict[str, SurfaceMesh]:
+    """Each mesh at and below some paths, in its own frame; those that the handler left out are not among them.
+
+    Args:
+        file_or_stage: a path or a stage.
+        scene_paths: None for the whole scene.
+        with_materials, with_normals, heterogeneous_mesh_handler, triangulate: as in ``import_mesh``.
+        times: one for each of the paths; None for values that hold at any time.
+        return_list: a list, else a dictionary by path.
+
+    Raises:
+        As ``import_mesh``.
+    """
+    stage = open_stage(file_or_stage)
+    paths = get_mesh_scene_paths(stage) if scene_paths is None else list(scene_paths)
+    if times is not None and len(times) != len(paths):
+        raise ConfigError(f"{len(times)} times for {len(paths)} meshes; give one for each")
+    found: dict[str, SurfaceMesh] = {}
+    for path, time in zip(paths, times or [None] * len(paths), strict=True):
+        for prim in _meshes_below(stage, path):
+            corners = read_corners(prim, with_materials, with_normals, time)
+            mesh = _surface(corners, with_materials, heterogeneous_mesh_handler, triangulate)
+            if mesh is not None:
+                found[str(prim.GetPath())] = mesh
+    return list(found.values()) if return_list else found
+
+
+def _surface(mesh: MeshCorners, with_materials: bool, handler: Handler | None, triangulate: bool) -> SurfaceMesh | None:
+    """A mesh with faces of one size, made so where it was asked for."""
+    is_even = bool((mesh.counts == mesh.counts[:1]).all())
+    if not is_even and handler is None and not triangulate:
+        raise NonHomogeneousMeshError(
+            f"faces of {sorted(set(mesh.counts.tolist()))} corners; give triangulate=True or a heterogeneous_mesh_handler"
+        )
+    if not is_even and handler is not None:
+        handled = _handled(mesh, handler)
+        if handled is None:
+            return None
+        mesh = handled
+    if triangulate and not bool((mesh.counts == 3).all()):
+        mesh = _handled(mesh, mesh_handler_naive_triangulate) or mesh
+    return _shaped(mesh, with_materials)
+
+
+def _handled(mesh: MeshCorners, handler: Handler) -> MeshCorners | None:
+    parts = handler(mesh.vertices, mesh.counts, mesh.indices, mesh.uv_indices, mesh.face_normals, face_assignments=mesh.assignments)
+    if parts is None:
+        return None
+    vertices, counts, indices, uv_indices, face_normals, assignments = parts
+    return replace(
+        mesh,
+        vertices=vertices,
+        counts=counts,
+        indices=indices.reshape(-1),
+        uv_indices=None if uv_indices is None else uv_indices.reshape(-1),
+        face_normals=None if face_normals is None else face_normals.reshape(-1, 3),
+        assignments=assignments,
+    )
+
+
+def _shaped(mesh: MeshCorners, with_materials: bool) -> SurfaceMesh:
+    count, size = len(mesh.counts), int(mesh.counts[0]) if len(mesh.counts) else 3
+    names = sorted(mesh.materials)
+    assigned = torch.full((count,), -1, dtype=torch.int16)
+    for number, name in enumerate(names):
+        assigned[mesh.assignments[name]] = number
+    normals = mesh.face_normals
+    return SurfaceMesh(
+        vertices=mesh.vertices,
+        faces=mesh.indices.reshape(count, size),
+        uvs=mesh.uvs,
+        face_uvs_idx=mesh.uv_indices.reshape(count, size) if mesh.uv_indices is not None and count else None,
+        face_normals=normals.reshape(count, size, 3) if normals is not None and count else normals,
+        vertex_normals=mesh.vertex_normals,
+        material_assignments=assigned if with_materials else None,
+        materials=[mesh.materials[name] for name in names] if with_materials else None,
+        transform=None if torch.equal(mesh.transform, torch.eye(4, dtype=torch.float64)) else mesh.transform,
+    )
