@@ -114,6 +114,7 @@ def test_large_weights_lie_beside_the_graph_and_old_ones_go(
     (tmp_path / ".big.onnx.killed").mkdir()  # what a killed run leaves disturbs nobody
     first = export_onnx(model, path, batch_size=1, on_cpu=True)
     assert len(first.files) == 2 and all(file.is_file() for file in first.files) and first.largest_difference <= CLOSE
+    assert first.files[1].stat().st_mode == path.stat().st_mode  # who may read the one may read the other
     again = export_onnx(model, path, batch_size=1, on_cpu=True)
     assert again.files == first.files
     monkeypatch.undo()

@@ -466,7 +466,9 @@ def _tidy(onnx: Any, path: Path, shapes: dict[str, tuple[int, ...]]) -> Path | N
         checksum.update(weight.raw_data)
     name = f"{path.name}.{checksum.hexdigest()[:16]}.data"
     onnx.save_model(proto, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=name)
-    return path.with_name(name)
+    data = path.with_name(name)
+    data.chmod(path.stat().st_mode)  # ONNX keeps the weights from other users, who may read the graph
+    return data
 
 
 def _compare(model: ExportModel, path: Path, size: tuple[int, int], batches: Sequence[int]) -> dict[str, float]:
