@@ -4,28 +4,22 @@ Everything is made here from a seed: a batch of volumes as blocks (as many as a 
 Ends with exit code 1 where a result differs, and 2 without a GPU.
 """
 
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
+from gpu_models import bench_sparse, bench_stage1, bench_stage2, milliseconds, synchronize
 
 from scenemill.schemas.dataset import DatasetConfig
-from scenemill.schemas.experiment import BackboneConfig, ModelConfig
 from scenemill.trainers.batches import prefetched
 from scenemill.trainers.collate import Batch, Packed, expand_batch, pack
 from scenemill.trainers.metrics import panoptic_reconstruction_quality
-from scenemill.trainers.nvpanoptix3d.losses import Stage1Loss, Targets
-from scenemill.trainers.nvpanoptix3d.stage1 import Stage1, Stage1Output
 from scenemill.trainers.order import Visit
-from scenemill.trainers.planes import PLANE_SIZE, PLANES, plane_occupancy, plane_tables
+from scenemill.trainers.planes import plane_occupancy, plane_tables
 from scenemill.trainers.segments import segments_from_labels
-from scenemill.trainers.stages import in_float32
 from scenemill.trainers.volumes import EDGE, Canvas, VolumeBatch, expand
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS
 
@@ -64,23 +58,6 @@ def packed(seed: int) -> Packed:
     tensors = {"image": image, "depth": torch.ones(1, 240, 320)}
     size = ((240, 320),)
     return pack(Batch(("a/0",), (Visit(0, 0, 0, 0),), size, size, tensors, torch.tensor([MASKS]), volumes(seed)))
-
-
-def milliseconds(run: Callable[[], object], device: torch.device, rounds: int = 30) -> float:
-    """Median wall time, the device's work included."""
-    times = []
-    for _ in range(rounds + 3):
-        synchronize(device)
-        start = time.perf_counter()
-        run()
-        synchronize(device)
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[3:])
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def check(name: str, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -171,79 +148,13 @@ def bench_prefetch(device: torch.device) -> None:
     print(f"  step alone {alone:.2f} ms; with batches ahead {together:.2f} ms; in turn {apart:.2f} ms")
 
 
-def stage1_config(device: torch.device) -> ModelConfig:
-    """Full size on a GPU; a few channels elsewhere, to try this script."""
-    if device.type == "cuda":
-        return ModelConfig()
-    narrow = BackboneConfig(
-        input_width=112,
-        embed_dim=64,
-        num_heads=4,
-        depth=4,
-        patch_depth=2,
-        patch_heads=4,
-        pos_grid=16,
-        tap_layers=(0, 1, 2, 3),
-        camera_depth=1,
-        dpt_features=32,
-        dpt_channels=(16, 24, 32, 32),
-        pixel_channels=(8, 16, 32, 64),
-    )
-    return ModelConfig(backbone=narrow)
-
-
-def bench_stage1(device: torch.device) -> None:
-    """A training step of stage 1, images and targets on the device already: fp32, bf16, and bf16 compiled; losses must agree."""
-    if find_spec("scipy") is None:
-        print("stage 1 step: not run, matching masks needs scipy")
-        return
-    config, size = stage1_config(device), PLANE_SIZE
-    model = Stage1(config, size).to(device).train()
-    criterion = Stage1Loss().to(device)
-    rng = np.random.default_rng(3)
-    images = torch.from_numpy(rng.integers(0, 256, (2, 3, 240, 320)).astype(np.uint8)).to(device)
-    masks = torch.zeros((6, 256, 320), dtype=torch.bool, device=device)
-    for number in range(6):
-        masks[number, 40 * number : 40 * number + 40] = True
-    targets = Targets(
-        labels=[torch.tensor([1, 2, 3, 4, 10, 11], device=device)] * 2,
-        masks=[masks] * 2,
-        depth=torch.full((2, 256, 320), 2.0, device=device),
-        loss_weight=torch.ones(2, device=device),
-        mp_occ=torch.zeros((2, PLANES, *size), dtype=torch.bool, device=device),
-        transformed_depth=torch.full((2, *size), 2.0, device=device),
-    )
-
-    def step(network: Callable[[torch.Tensor], Stage1Output], half: bool) -> float:
-        model.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            output = network(images)
-        total, _ = criterion(in_float32(output), targets, torch.Generator(device).manual_seed(0))
-        total.backward()
-        return float(total.detach())
-
-    kinds: list[tuple[str, Any, bool]] = [("fp32", model, False), ("bf16", model, True)]
-    if device.type == "cuda":
-        kinds.append(("bf16 compiled", torch.compile(model), True))
-    expected = step(model, False)
-    for name, network, half in kinds:
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        loss = step(network, half)
-        if abs(loss - expected) > 0.03 * abs(expected):
-            raise SystemExit(f"stage 1, {name}: loss {loss}, fp32 {expected}")
-        spent = milliseconds(partial(step, network, half), device, 5)
-        memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
-        print(f"stage 1 step, {name}: {spent:.0f} ms for 2 images, {2000 / spent:.1f} images/s, loss {loss:.4f}, {memory:.1f} GiB")
-
-
 def main() -> int:
     device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         print("no GPU here: nothing was checked", file=sys.stderr)
         return 2
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}")
-    for bench in (bench_expand, bench_planes, bench_metric, bench_prefetch, bench_stage1):
+    for bench in (bench_expand, bench_planes, bench_metric, bench_prefetch, bench_sparse, bench_stage1, bench_stage2):
         bench(device)
     return 0
 
