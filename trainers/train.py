@@ -184,7 +184,7 @@ class _Run:
         )
         if resumed:
             load_optimizer(optimizer, resumed["optimizer"])
-        self.optimizer = fabric.setup_optimizers(optimizer)
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)
         self.curves = Curves(folder, config) if fabric.is_global_zero else None
 
     def _loader(self, dataset: SceneDataset, batch_size: int, workers: int = 0, *, shuffle: bool) -> SceneLoader:
@@ -295,7 +295,7 @@ class _Run:
         share_buffers(self.network)
         loader = self._loader(self.validation, self.config.dataset.val.batch_size, shuffle=False)
         own = self.stage.evaluate(self.network, self.criterion, loader, self.config)
-        counts = self.fabric.all_reduce(torch.from_numpy(own.counts).to(self.fabric.device), reduce_op="sum")
+        counts: Any = self.fabric.all_reduce(torch.from_numpy(own.counts).to(self.fabric.device), reduce_op="sum")
         self.kpi = self.stage.kpi(replace(own, counts=counts.cpu().numpy()), "val")
         self.network.train()
         if self.curves is not None:
