@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     for command in (train, tune, evaluate, inference, export):
         app.command()(command)
     app.command("export-triton")(export_triton)
+    app.command("demo")(demo)
     app.command("gen-trt-engine")(gen_trt_engine)
     app.command("default-specs")(default_specs)
     app.command("schema")(schema)
@@ -153,3 +154,26 @@ def schema(action: Action) -> None:
     from scenemill.pipelines.specs import json_schema
 
     typer.echo(json.dumps(json_schema(action), indent=2))
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Gets rooms, a store, both trainings and the metric tables.")],
+    source: Annotated[str, typer.Option(help="front3d or matterport.")] = "front3d",
+    steps_2d: Annotated[int, typer.Option(min=1, help="Training steps of stage 1.")] = 900,
+    steps_3d: Annotated[int, typer.Option(min=1, help="Training steps of stage 2.")] = 300,
+) -> None:
+    """The whole line on made-up rooms, in minutes: ingest, train both stages at a tiny size, evaluate, query."""
+    from rich.console import Console
+
+    from scenemill.pipelines.demo import run_line
+    from scenemill.pipelines.progress import log_lines, training_bar
+    from scenemill.pipelines.results import print_table
+
+    if source not in ("front3d", "matterport"):
+        raise ConfigError(f"source {source!r}: the line is shown on front3d or matterport")
+    with training_bar() as on_step:
+        line = run_line(folder, on_step, log_lines, source=source, steps_2d=steps_2d, steps_3d=steps_3d)
+    for name, seconds in line.seconds.items():
+        typer.echo(f"{name:14} {seconds:7.1f} s")
+    print_table(Console(), line.scores)
+    typer.echo(f"metric tables: {line.tables}")

@@ -27,7 +27,7 @@ from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.devices import best_device
 from scenemill.trainers.nvpanoptix3d.export import FIXED, ExportModel, TensorForm, export_onnx, read_forms
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
-from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
+from scenemill.trainers.nvpanoptix3d.stage2 import SceneCompletion
 from scenemill.trainers.nvpanoptix3d.weights import load_stage1
 from scenemill.trainers.predict import rules_of
 from scenemill.trainers.serving import load_completion, prepared_sizes, scene_inputs, scene_outputs, write_completer
@@ -163,7 +163,7 @@ def _refusing(target: Path) -> Iterator[None]:
         raise ConfigError(f"{target}: cannot be written ({error.strerror or error}); give another folder") from error
 
 
-def _load(config: ExperimentConfig) -> tuple[Stage1, Stage2]:
+def _load(config: ExperimentConfig) -> tuple[Stage1, SceneCompletion]:
     """Both stages; the second without the weights of the first."""
     path, key = Path(config.export.checkpoint), config.encryption_key or ""
     stage2 = load_completion(config, rules_of(config), path, key)
@@ -173,7 +173,7 @@ def _load(config: ExperimentConfig) -> tuple[Stage1, Stage2]:
 
 
 def _write_onnx(
-    config: ExperimentConfig, stage1: Stage1, stage2: Stage2, folder: Path
+    config: ExperimentConfig, stage1: Stage1, stage2: SceneCompletion, folder: Path
 ) -> tuple[tuple[TensorForm, ...], tuple[TensorForm, ...]]:
     """Write the ONNX file; its inputs and outputs."""
     held, (_, (height, width)) = config.export, prepared_sizes(config)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import dlpack
 
 from scenemill.schemas.errors import ConfigError
@@ -25,8 +25,8 @@ from scenemill.trainers.checkpoint import save_checkpoint
 from scenemill.trainers.nvpanoptix3d.export import TensorForm
 from scenemill.trainers.nvpanoptix3d.postprocess import Rules, Size
 from scenemill.trainers.nvpanoptix3d.postprocess3d import postprocess_volumes
-from scenemill.trainers.nvpanoptix3d.stage2 import ImageFeatures, Stage2
-from scenemill.trainers.nvpanoptix3d.weights import STAGE_2, load_stage2
+from scenemill.trainers.nvpanoptix3d.stage2 import ImageFeatures, SceneCompletion
+from scenemill.trainers.nvpanoptix3d.weights import load_stage2
 from scenemill.trainers.predict import prepare_image, stack_images
 from scenemill.transforms.publish import write_whole
 
@@ -60,8 +60,8 @@ def scene_outputs(config: ExperimentConfig) -> list[TensorForm]:
     ]
 
 
-def load_completion(config: ExperimentConfig, rules: Rules, checkpoint: Path, key: str = "") -> Stage2:
-    """Stage 2 with weights in ``completion`` and ``projector`` alone, in evaluation mode: good for ``complete``, not for images.
+def load_completion(config: ExperimentConfig, rules: Rules, checkpoint: Path, key: str = "") -> SceneCompletion:
+    """What comes behind stage 1, with the weights of a checkpoint, in evaluation mode.
 
     Args:
         config: ``model`` and ``dataset`` count.
@@ -73,17 +73,14 @@ def load_completion(config: ExperimentConfig, rules: Rules, checkpoint: Path, ke
         ConfigError: as ``load_stage2``.
         Corrupt: truncated, damaged or altered.
     """
-    with torch.device("meta"):  # stage 1 takes no memory
-        model = Stage2(config.model, config.dataset, rules)
-    parts = nn.ModuleDict({"completion": model.completion, "projector": model.projector})
-    load_stage2(parts.to_empty(device="cpu"), checkpoint, key)
+    model = SceneCompletion(config.model, config.dataset, rules)
+    load_stage2(model, checkpoint, key)
     return model.eval()
 
 
-def write_completer(folder: Path, model: Stage2) -> None:
+def write_completer(folder: Path, model: SceneCompletion) -> None:
     """Write what a ``Completer`` reads beside its settings: the weights of stage 2, as they are, and the rules."""
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name.partition(".")[0] in STAGE_2}
-    save_checkpoint(folder / WEIGHTS, {"state_dict": weights})
+    save_checkpoint(folder / WEIGHTS, {"state_dict": model.state_dict()})
     write_whole(folder / RULES, json.dumps(asdict(model.rules), indent=1).encode())
 
 
@@ -103,10 +100,9 @@ class Completer:
     def __init__(self, config: ExperimentConfig, folder: Path, device: str = "cpu") -> None:
         self.config, self.device = config, torch.device(device)
         self.model = load_completion(config, _read_rules(folder / RULES), folder / WEIGHTS)
-        self.model.completion.to(self.device)
+        self.model.to(self.device)
         self.unpadded, prepared = prepared_sizes(config)
-        height, width = (length + -length % self.model.backbone.size_divisibility for length in prepared)
-        self.padded = (height, width)  # the network pads what it is given
+        self.padded = self.model.padded(prepared)  # the network pads what it is given
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The image as inference gives it to stage 1.

@@ -82,7 +82,7 @@ def server_library() -> Iterator[dict[str, Any]]:
 
 def lively_model(config: ExperimentConfig) -> Stage2:
     """Random weights whose image has several segments, and depths that vary."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = Stage2(config.model, config.dataset, rules_of(config)).eval()
     with torch.no_grad():
         predictor: Any = model.sem_seg_head.predictor

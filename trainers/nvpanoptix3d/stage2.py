@@ -86,8 +86,8 @@ def frustum_of(config: ModelConfig, dataset: DatasetConfig) -> Frustum:
     )
 
 
-class Stage2(nn.Module):
-    """The network of both stages; at full size its keys and shapes are those of the released stage 2 weights.
+class SceneCompletion(nn.Module):
+    """What comes behind stage 1: its features brought into space and completed there.
 
     Args:
         config: ``model`` of an experiment.
@@ -99,16 +99,18 @@ class Stage2(nn.Module):
     def __init__(self, config: ModelConfig, dataset: DatasetConfig, rules: Rules, *, recompute: bool = False) -> None:
         super().__init__()
         self.frustum, self.rules = frustum_of(config, dataset), rules
-        self.truncation, self.sign_channel = config.frustum3d.truncation, config.projection.sign_channel
-        self.use_multi_scale = config.frustum3d.use_multi_scale
-        head = config.sem_seg_head
-        self.backbone = Backbone(config)
-        self.sem_seg_head = SemSegHead(config, dataset.depth_size)
+        self.size_divisibility = config.mask_former.size_divisibility
+        held, head = config.frustum3d, config.sem_seg_head
+        self.truncation, self.sign_channel, self.use_multi_scale = (
+            held.truncation,
+            config.projection.sign_channel,
+            held.use_multi_scale,
+        )
         self.completion = Completion(
-            grid_dimensions=config.frustum3d.grid_dimensions,
+            grid_dimensions=held.grid_dimensions,
             truncation=self.truncation,
-            unet_features=config.frustum3d.unet_features,
-            unet_output_channels=config.frustum3d.unet_output_channels,
+            unet_features=held.unet_features,
+            unet_output_channels=held.unet_output_channels,
             use_multi_scale=self.use_multi_scale,
             sign_channel=self.sign_channel,
             mask_dim=head.mask_dim,
@@ -119,48 +121,11 @@ class Stage2(nn.Module):
             recompute=recompute,
         )
         self.projector = Projector(config.backbone.dpt_features, head.depth_dim)
-        for part in (self.backbone, self.sem_seg_head):
-            part.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "Stage2":
-        """As usual, but for stage 1, which stays in evaluation mode."""
-        super().train(mode)
-        for part in (self.backbone, self.sem_seg_head):
-            part.train(False)
-        return self
-
-    def forward(
-        self,
-        images: Tensor,
-        unpadded: Sequence[Size],
-        intrinsic: Tensor,
-        frustum_mask: Tensor,
-        room_mask: Tensor | None = None,
-    ) -> Stage2Output:
-        """What the network says of B images and the space they show.
-
-        Args:
-            images: (B, 3, H, W), 0..255, uint8 or float32.
-            unpadded: (height, width) of each without padding.
-            intrinsic: (B, 4, 4), pixels of ``dataset.target_size``.
-            frustum_mask: (B, D, D, D) bool, True inside, image-aligned.
-            room_mask: (B, height, width) bool of ``depth_size``; Matterport3D has one, ``room_mask_buol``.
-        """
-        with torch.no_grad():
-            found: Stage1Output = self.sem_seg_head(self.backbone(images))
-        projected = self.projector(found.depth_features, map_size(found.mask_features))
-        features = ImageFeatures(
-            found.pred_logits,
-            found.pred_masks,
-            found.pred_depths,
-            torch.cat([found.mask_features, projected], dim=1),
-            found.segm_decoder_out,
-            found.occupancy_preds,
-            found.enc_features,
-        )
-        divisor = self.backbone.size_divisibility
-        height, width = (-(-length // divisor) * divisor for length in map_size(images))
-        return self.complete(features, (height, width), unpadded, intrinsic, frustum_mask, room_mask)
+    def padded(self, size: Size) -> Size:
+        """(height, width) of images with the network's own padding."""
+        height, width = (-(-length // self.size_divisibility) * self.size_divisibility for length in size)
+        return height, width
 
     def complete(
         self,
@@ -176,7 +141,10 @@ class Stage2(nn.Module):
         Args:
             features: of B images.
             padded: (height, width) of the images with the network's padding.
-            unpadded, intrinsic, frustum_mask, room_mask: see ``forward``.
+            unpadded: (height, width) of each without padding.
+            intrinsic: (B, 4, 4), pixels of ``dataset.target_size``.
+            frustum_mask: (B, D, D, D) bool, True inside, image-aligned.
+            room_mask: (B, height, width) bool of ``depth_size``; Matterport3D has one, ``room_mask_buol``.
         """
         images = self._describe(features, padded, unpadded, room_mask)
         semantic, depth = (torch.stack(maps) for maps in zip(*((image.semantic, image.depth) for image in images), strict=True))
@@ -222,3 +190,53 @@ class Stage2(nn.Module):
             return ()
         fine_first = [maps.float() for maps in reversed(features.enc_features)]
         return project_scales(fine_first, depth, cameras, self.frustum, padded, unpadded, truncation=self.truncation)
+
+
+class Stage2(SceneCompletion):
+    """The network of both stages; at full size its keys and shapes are those of the released stage 2 weights.
+
+    Args:
+        config, dataset, rules, recompute: see ``SceneCompletion``.
+    """
+
+    def __init__(self, config: ModelConfig, dataset: DatasetConfig, rules: Rules, *, recompute: bool = False) -> None:
+        super().__init__(config, dataset, rules, recompute=recompute)
+        self.backbone = Backbone(config)
+        self.sem_seg_head = SemSegHead(config, dataset.depth_size)
+        for part in (self.backbone, self.sem_seg_head):
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Stage2":
+        """As usual, but for stage 1, which stays in evaluation mode."""
+        super().train(mode)
+        for part in (self.backbone, self.sem_seg_head):
+            part.train(False)
+        return self
+
+    def forward(
+        self,
+        images: Tensor,
+        unpadded: Sequence[Size],
+        intrinsic: Tensor,
+        frustum_mask: Tensor,
+        room_mask: Tensor | None = None,
+    ) -> Stage2Output:
+        """What the network says of B images and the space they show.
+
+        Args:
+            images: (B, 3, H, W), 0..255, uint8 or float32.
+            unpadded, intrinsic, frustum_mask, room_mask: see ``complete``.
+        """
+        with torch.no_grad():
+            found: Stage1Output = self.sem_seg_head(self.backbone(images))
+        projected = self.projector(found.depth_features, map_size(found.mask_features))
+        features = ImageFeatures(
+            found.pred_logits,
+            found.pred_masks,
+            found.pred_depths,
+            torch.cat([found.mask_features, projected], dim=1),
+            found.segm_decoder_out,
+            found.occupancy_preds,
+            found.enc_features,
+        )
+        return self.complete(features, self.padded(map_size(images)), unpadded, intrinsic, frustum_mask, room_mask)
