@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.nvpanoptix3d import sparse_kernels
@@ -191,7 +192,7 @@ def test_how_much_is_gathered_at_a_time_does_not_matter(name: str, width: int, o
     tensor, layer = made_up(width, share=0.1), made(name, width, out)
     whole = values_and_gradients(layer, tensor)
     for some in (1, 10_000):
-        monkeypatch.setattr(sparse_kernels, "CHUNK_BYTES", dict.fromkeys(("cpu", "cuda"), some))
+        monkeypatch.setattr(sparse_kernels, "THREAD_BYTES", some)
         torch.testing.assert_close(values_and_gradients(layer, tensor), whole, rtol=1e-11, atol=1e-11)
 
 
@@ -251,6 +252,33 @@ def test_what_is_kept_for_the_backward_pass_is_what_came_in() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each):
         layer(tensor)
     assert {each.data_ptr() for each in kept} == {tensor.features.data_ptr(), *(each.data_ptr() for each in layer.parameters())}
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches how large tensors get, in bytes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple) else (result,):
+            if isinstance(each, Tensor):
+                self.size = max(self.size, each.nbytes)
+        return result
+
+
+@each_convolution
+@pytest.mark.parametrize(("width", "out"), [(16, 16), (32, 4)])
+def test_memory_grows_with_voxels_not_with_voxels_times_offsets(
+    name: str, width: int, out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_kernels, "THREAD_BYTES", 1000)
+    tensor, layer = made_up(width, share=0.6, dtype=torch.float32), made(name, width, out, dtype=torch.float32)
+    found = layer(tensor)
+    whole = max(tensor.features.nbytes, found.features.nbytes) + layer.weight.nbytes
+    with Largest() as largest:  # type: ignore[no-untyped-call]
+        torch.autograd.backward(layer(tensor).features, found.features.detach())
+    assert found.features.nbytes <= largest.size <= 1.1 * whole
 
 
 def test_neighbours_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from scenemill.trainers.nvpanoptix3d.sparse_links import Links, Part
 
-CHUNK_BYTES: Final = {"cpu": 2**21, "cuda": 2**28}
-"""How much is gathered at a time, by kind of device: about a core's cache; on a GPU, enough to keep it busy."""
+THREAD_BYTES: Final = 2**21
+DEVICE_BYTES: Final = 2**28
+"""How much is gathered at a time: for each thread about a core's cache; on other devices enough to keep them busy."""
 
 NARROWER: Final = 8
 """How many times fewer channels must come out than come in for rows to be multiplied before they are gathered."""
@@ -75,30 +76,30 @@ class _Convolution(Function):
             out = features.new_empty((links.outputs, weight.shape[2]))
             for part in links.forward:
                 products = _narrowed if _is_narrower(padded, part, weight) else _products
-                _put(out, part, products(padded, part, weight))
+                rows = _rows_of(out, part)
+                products(padded, part, weight, rows)
+                _put(out, part, rows)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         features, weight = ctx.saved_tensors
-        of_features, of_weight = torch.empty_like(features, dtype=ctx.dtype), torch.empty_like(weight)
+        of_features, of_weight = torch.empty_like(features), torch.empty_like(weight)
         with torch.autocast(features.device.type, enabled=False):
             padded, turned = _with_row(gradient.to(features.dtype), 0), weight.to(features.dtype).transpose(1, 2)
             for part in ctx.links.backward:
-                rows, slopes = _reverse_products(padded, part, turned, features, weight.dtype)
+                own, rows = _own(features, part), _rows_of(of_features, part)
+                of_weight[part.offsets[:, 0]] = _reverse_products(padded, part, turned, own, rows, weight.dtype)
                 _put(of_features, part, rows)
-                of_weight[part.offsets[:, 0]] = slopes
-        return of_features, of_weight, None, None
+        return of_features.to(ctx.dtype), of_weight, None, None
 
 
-def _products(padded: Tensor, part: Part, weight: Tensor) -> Tensor:
-    """(n, s * out): the rows of a part."""
+def _products(padded: Tensor, part: Part, weight: Tensor, rows: Tensor) -> None:
+    """To ``rows``, (n, s * out), those of a part."""
     stacked = _stacked(weight, part.offsets)
-    rows = padded.new_empty((len(part.sources), stacked.shape[1]))
     for span, gathered in _chunks(padded, part.sources):
         torch.mm(gathered.flatten(1), stacked, out=rows[span])
-    return rows
 
 
 def _is_narrower(padded: Tensor, part: Part, weight: Tensor) -> bool:
@@ -107,34 +108,36 @@ def _is_narrower(padded: Tensor, part: Part, weight: Tensor) -> bool:
     return rows * weight.shape[1] >= NARROWER * len(padded) * repeated * weight.shape[2]
 
 
-def _narrowed(padded: Tensor, part: Part, weight: Tensor) -> Tensor:
-    """The same as ``_products``, by sums of rows that are multiplied already: a few offsets at a time, for memory."""
-    rows = padded.new_zeros((len(part.sources), part.offsets.shape[1] * weight.shape[2]))
+def _narrowed(padded: Tensor, part: Part, weight: Tensor, rows: Tensor) -> None:
+    """The same as ``_products``, by sums of rows that are multiplied already: with a few offsets at a time, for memory."""
+    rows.zero_()
     for start in range(0, len(part.offsets), OFFSETS):
         offsets, sources = part.offsets[start : start + OFFSETS], part.sources[:, start : start + OFFSETS]
         multiplied = padded @ weight[offsets].permute(2, 0, 1, 3).flatten(1)
         places = sources * len(offsets) + torch.arange(len(offsets), dtype=sources.dtype, device=sources.device)
         rows += functional.embedding_bag(places, multiplied.view(-1, rows.shape[1]), mode="sum")
-    return rows
 
 
-def _reverse_products(padded: Tensor, part: Part, turned: Tensor, features: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Of a part, the gradient of its rows, (n, C), and of the weights of its offsets, (m, C, out) of type ``dtype``.
+def _reverse_products(padded: Tensor, part: Part, turned: Tensor, own: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """To ``rows``, (n, C), the gradient of features; what comes out is that of the weights of a part's offsets.
 
     Args:
         padded: (M + 1, out), the gradient that came back, and zeros.
         part: of the reverse links.
         turned: (K, out, C), the weights.
-        features: (N, C).
+        own: (n, C), the features of the part's rows.
+        rows: see above.
         dtype: in which the gradient of the weights adds up.
+
+    Returns:
+        (m, C, out).
     """
-    own = features if part.targets is None else features.index_select(0, part.targets[:, 0])
     stacked = _stacked(turned, part.offsets)
-    rows, slopes = torch.empty_like(own), stacked.new_zeros((own.shape[1], len(stacked)), dtype=dtype)
+    slopes = torch.zeros_like(stacked, dtype=dtype)
     for span, gathered in _chunks(padded, part.sources):
         torch.mm(gathered.flatten(1), stacked, out=rows[span])
-        slopes += own[span].T @ gathered.flatten(1)
-    return rows, slopes.view(own.shape[1], len(part.offsets), -1).transpose(0, 1)
+        slopes += gathered.flatten(1).T @ own[span]
+    return slopes.view(len(part.offsets), -1, own.shape[1]).transpose(1, 2)
 
 
 class _Pool(Function):
@@ -157,7 +160,7 @@ class _Pool(Function):
         padded, offset = _with_row(gradient, 0), _with_row(offset, 0)
         of_features = gradient.new_empty((ctx.links.inputs, gradient.shape[1]))
         for part in ctx.links.backward:
-            rows = gradient.new_zeros((len(part.sources), gradient.shape[1]))
+            rows = _rows_of(of_features, part).zero_()
             for sources, number in zip(part.sources.unbind(dim=1), part.offsets[:, 0], strict=True):
                 rows += torch.where(offset.index_select(0, sources) == number, padded.index_select(0, sources), 0)
             _put(of_features, part, rows)
@@ -177,16 +180,24 @@ def _stacked(weight: Tensor, offsets: Tensor) -> Tensor:
 def _chunks(padded: Tensor, sources: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """For some rows (n, m) of sources at a time: which, and (n, m, C) what they are linked to."""
     count, columns = sources.shape
-    budget = CHUNK_BYTES.get(padded.device.type, CHUNK_BYTES["cuda"])
+    budget = THREAD_BYTES * torch.get_num_threads() if padded.device.type == "cpu" else DEVICE_BYTES
     size = max(1, budget // max(1, columns * padded.shape[1] * padded.element_size()))
     for start in range(0, count, size):
         some = sources[start : start + size]
         yield slice(start, start + size), padded.index_select(0, some.flatten()).view(*some.shape, -1)
 
 
+def _own(features: Tensor, part: Part) -> Tensor:
+    """(n, C): the features of a part's rows, s = 1."""
+    return features if part.targets is None else features.index_select(0, part.targets[:, 0])
+
+
+def _rows_of(out: Tensor, part: Part) -> Tensor:
+    """(n, s * C), where a part's rows are computed: in place if they are all there is."""
+    return out if part.targets is None else out.new_empty((len(part.targets), part.targets.shape[1] * out.shape[1]))
+
+
 def _put(out: Tensor, part: Part, rows: Tensor) -> None:
-    """The rows of a part in their places."""
-    if part.targets is None:
-        out.copy_(rows)
-    else:
-        out.index_copy_(0, part.targets.flatten(), rows.view(-1, out.shape[1]).to(out.dtype))
+    """The rows of a part to their places in ``out``, (., C)."""
+    if part.targets is not None:
+        out.index_copy_(0, part.targets.flatten(), rows.view(-1, out.shape[1]))
