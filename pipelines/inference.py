@@ -26,8 +26,6 @@ from scenemill.transforms.publish import write_whole
 from scenemill.transforms.store import Store, open_store
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from scenemill.trainers.augment import View
     from scenemill.trainers.collate import Batch
     from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage
@@ -227,7 +225,7 @@ def infer_files(config: ExperimentConfig, model: "Stage1 | Stage2", files: Seque
     Returns:
         A fact for each, in their order.
     """
-    from scenemill.trainers.predict import prepare_image, stack_images
+    from scenemill.trainers.predict import prepare_image
 
     views: dict[Path, View] = {}
     reasons: dict[Path, str] = {}
@@ -237,7 +235,7 @@ def infer_files(config: ExperimentConfig, model: "Stage1 | Stage2", files: Seque
         except SourceError as error:
             reasons[path] = str(error)
     if views:
-        images = stack_images([view.rgb for view in views.values()])
+        images = [view.rgb for view in views.values()]
         camera = adjust_intrinsics(np.array(FRONT3D_INTRINSICS), _CAMERA_SIZE, config.dataset.target_size)
         found = _predict_photos(config, model, images, [view.unpadded_shape for view in views.values()], camera)
         for (path, view), prediction in zip(views.items(), found, strict=True):
@@ -250,18 +248,19 @@ def infer_files(config: ExperimentConfig, model: "Stage1 | Stage2", files: Seque
 def _predict_photos(
     config: ExperimentConfig,
     model: "Stage1 | Stage2",
-    images: "Tensor",
+    images: Sequence[NDArray[np.uint8]],
     unpadded: Sequence[tuple[int, int]],
     camera: NDArray[np.float64],
 ) -> list[Prediction]:
     """What is found in images that come without volumes, all taken by one camera."""
     from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
-    from scenemill.trainers.predict import predict_reduced, predict_scenes
+    from scenemill.trainers.predict import predict_reduced, predict_scenes, stack_images
 
+    stacked = stack_images(images)
     if not isinstance(model, Stage2):
-        return [_prediction(image) for image in predict_reduced(model, images, unpadded, config)]
+        return [_prediction(image) for image in predict_reduced(model, stacked, unpadded, config)]
     cameras = np.broadcast_to(camera, (len(images), 4, 4))
-    return [_prediction(*scene) for scene in predict_scenes(model, images, unpadded, config, cameras, None)]
+    return [_prediction(*scene) for scene in predict_scenes(model, stacked, unpadded, config, cameras, None)]
 
 
 def infer_store(

@@ -126,7 +126,7 @@ def test_evaluation_fills_the_metric_tables_with_what_validation_counts(
     rows = query(
         evaluated.tables, "SELECT \"group\", rule, tp, fp, fn FROM scores WHERE metric = 'prq' AND NOT published", None, 60.0
     )
-    assert {"all", "things", "stuff", "wall", "floor"} <= set(rows["group"].to_pylist())
+    assert {"all", "things", "stuff", "wall"} <= set(rows["group"].to_pylist())
     model = Stage2(config.model, config.dataset, rules_of(config))
     load_all(model, second.checkpoint)
     dataset = SceneDataset(_store_of(config), None, config.dataset, planes=config.model.mp_occ.num_planes)
