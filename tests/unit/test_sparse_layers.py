@@ -232,6 +232,20 @@ def test_halved_precision_is_nearly_the_same(name: str, dtype: torch.dtype, widt
             torch.testing.assert_close(near.float(), exact, rtol=0, atol=0.02 * float(exact.detach().abs().max()))
 
 
+def test_gradients_of_weights_add_up_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ones, a row at a time: a sum in bfloat16 would never get beyond 256."""
+    monkeypatch.setattr(sparse_kernels, "THREAD_BYTES", 1)
+    tensor, layer = made_up(1, share=0.8), made("submanifold", 1, 1, dtype=torch.float32)
+    ones = torch.ones(len(tensor.support), 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(tensor.with_features(ones)).features
+    (counts,) = torch.autograd.grad(found.float().sum(), layer.weight)
+    voxels = {tuple(voxel) for voxel in tensor.coords.tolist()}
+    steps = product((-1, 0, 1), repeat=3)
+    expected = [sum((s, x + dx, y + dy, z + dz) in voxels for s, x, y, z in voxels) for dx, dy, dz in steps]
+    assert counts.flatten().tolist() == expected and min(expected) > 256
+
+
 def test_full_precision_stays_full_where_only_the_backward_pass_is_halved() -> None:
     tensor, layer = made_up(8, dtype=torch.float32), made("submanifold", 8, 6, dtype=torch.float32)
     expected = values_and_gradients(layer, tensor)
@@ -390,6 +404,12 @@ def test_a_block_can_be_copied_and_takes_the_state_of_another() -> None:
     second.load_state_dict(first.state_dict(), strict=True)
     for other in (second, copy.deepcopy(first)):
         assert torch.equal(other(tensor).features, first(tensor).features)
+
+
+@pytest.mark.parametrize("name", ["submanifold", "strided 4", "generative"])
+def test_other_channels_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="features have 3 channels, the kernel takes 4"):
+        made(name, 4, 2)(made_up(3))
 
 
 def test_other_strides_and_edges_are_refused() -> None:

@@ -110,7 +110,7 @@ def _on(tensor: SparseTensor, support: Support) -> Tensor:
 
 def _spread(features: Tensor, rows: Tensor, count: int, fill: float) -> Tensor:
     """(N, C) to rows (N,) int64, all different, of (count, C); the others hold ``fill``."""
-    return features.new_full((count, features.shape[1]), fill).index_copy(0, rows, features)
+    return features.new_full((count, features.shape[1]), fill).index_copy_(0, rows, features)
 
 
 def concat_union(*tensors: SparseTensor) -> SparseTensor:

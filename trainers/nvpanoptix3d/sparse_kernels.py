@@ -18,6 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.nvpanoptix3d.sparse_links import Links, Part
 
 THREAD_BYTES: Final = 2**21
@@ -41,7 +42,12 @@ def convolve(features: Tensor, weight: Tensor, links: Links) -> Tensor:
 
     Returns:
         (M, out), M rows as in the links.
+
+    Raises:
+        ConfigError: the kernel takes another number of channels.
     """
+    if features.shape[1] != weight.shape[1]:
+        raise ConfigError(f"features have {features.shape[1]} channels, the kernel takes {weight.shape[1]}; change one of them")
     dtype, device = features.dtype, features.device.type
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)

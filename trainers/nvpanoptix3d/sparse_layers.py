@@ -152,12 +152,11 @@ class SparseBlock(nn.Module):
         self.conv1 = SubmanifoldConv(width, out) if stride == 1 else StridedConv(width, out, 3)
         self.conv2 = SubmanifoldConv(out, out)
         self.norm, self.relu = RowNorm(), RowReLU()
-        if stride == 1:
-            projection: nn.Module = PointwiseConv(width, out)
+        if shortcut or stride == 2 or width != out:
+            projection = PointwiseConv(width, out) if stride == 1 else StridedConv(width, out, 4)
+            self.downsample: nn.Module = nn.Sequential(projection, RowNorm())
         else:
-            projection = StridedConv(width, out, 4)
-        projected = shortcut or stride == 2 or width != out
-        self.downsample = nn.Sequential(projection, RowNorm()) if projected else nn.Identity()
+            self.downsample = nn.Identity()
 
     def forward(self, tensor: SparseTensor) -> SparseTensor:
         """(N, width) -> (M, out), on the same support, or on ``support.halved`` with stride 2."""
