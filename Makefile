@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := build/demo
 LINK := build/link/scenemill
 
-.PHONY: setup demo check test faults bench gpu-check triton clean
+.PHONY: setup demo check test faults overfit bench gpu-check triton clean
 
 setup: .venv/ready
 
@@ -46,6 +46,9 @@ test: check
 
 faults: setup
 	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/faults
+
+overfit: setup  # the tiny experiments as shipped, to a PQ near 1: four minutes on two cores
+	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/e2e/test_overfit.py
 
 bench: setup
 	$(BIN)/python benchmarks/ingest.py

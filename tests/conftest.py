@@ -39,7 +39,7 @@ def real_data() -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("SCENEMILL_FULL") != "1":
-        skip = pytest.mark.skip(reason="long form: set SCENEMILL_FULL=1, or run make faults")
+        skip = pytest.mark.skip(reason="long form: set SCENEMILL_FULL=1, or run make faults or make overfit")
         for item in items:
             if "full" in item.keywords:
                 item.add_marker(skip)

@@ -231,20 +231,3 @@ def test_a_search_goes_on_where_it_was_stopped(raw: Path, tmp_path: Path) -> Non
 def test_a_training_says_what_it_lacks(raw: Path, tmp_path: Path, override: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         run_training(experiment(raw, tmp_path, override), silent, silent)
-
-
-@pytest.mark.full
-def test_training_lifts_pq_near_one_on_a_handful_of_views(tmp_path: Path) -> None:
-    write_world("front3d", tmp_path / "raw", scenes=3, views=1, seed=7, grid=64)
-    lists = [f"dataset.{split}.json_path=train.json" for split in ("train", "val", "test")]
-    before = run_training(experiment(tmp_path / "raw", tmp_path / "before", *lists, "train.is_dry_run=true"), silent, silent)
-    more = [*lists, "train.optim.max_steps=900", "train.num_epochs=900", "train.validation_interval=900"]
-    after = run_training(experiment(tmp_path / "raw", tmp_path / "after", *more), silent, silent)
-    things = []
-    for name, run in (("before", before), ("after", after)):
-        config = experiment(tmp_path / "raw", tmp_path / name, *lists, f"evaluate.checkpoint={run.checkpoint}")
-        tables = run_evaluation(config, silent).tables
-        asked = "SELECT quality FROM scores WHERE metric = 'pq' AND rule = 'coco' AND \"group\" = 'things'"
-        things.append(query(tables, asked, None, 60.0)["quality"].to_pylist()[0])
-    assert things[0] < 0.1
-    assert things[1] > 0.85

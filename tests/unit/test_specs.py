@@ -336,7 +336,7 @@ LARGE: dict[str, tuple[Any, Any, Any, Any]] = {
 SMALL: dict[str, Any] = {
     "dataset.depth_size": (30, 40),
     "dataset.reduced_target_size": (40, 30),
-    "model.backbone.input_width": 112,
+    "model.backbone.input_width": 168,
     "model.backbone.embed_dim": 64,
     "model.backbone.num_heads": 4,
     "model.backbone.depth": 4,
@@ -372,8 +372,11 @@ SMALL: dict[str, Any] = {
 STEPS: dict[str, tuple[Any, Any, Any, Any]] = {
     "dataset.train.batch_size": (2, 1, 2, 1),
     "dataset.train.num_workers": (2, 2, 2, 2),
-    "train.num_epochs": (300, 40, 300, 40),  # so many that the steps end the training
-    "train.optim.max_steps": (300, 40, 300, 40),
+    "train.num_epochs": (600, 40, 600, 40),  # so many that the steps end the training
+    "train.optim.max_steps": (600, 40, 600, 40),
+    "train.optim.backbone_multiplier": (1.0, 0.1, 1.0, 0.1),
+    "train.validation_interval": (100, 1, 100, 1),
+    "dataset.stuff_classes": ((10, 11, 12), None, None, None),
     "train.checkpoint_interval": (100, 20, 100, 20),
 }
 
@@ -403,7 +406,7 @@ def test_a_shipped_spec_says_what_the_reference_says_and_no_more(name: str) -> N
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_tiny_spec_differs_in_its_sizes_alone(name: str) -> None:
+def test_a_tiny_spec_differs_in_its_sizes_and_in_what_makes_it_learn_quickly(name: str) -> None:
     large = name.removeprefix("tiny_")
     expected = COMMON | column(EITHER, large) | SMALL | column(STEPS, large)
     assert changed(spec_text(name)) == differs(expected)
