@@ -28,6 +28,7 @@ TABLES: Final[Mapping[str, pa.Schema]] = {"counts": COUNTS, "depths": DEPTHS, "s
 
 _SETTINGS: Final = {"delta.appendOnly": "true"}
 _COMMIT_TRIES: Final = 100  # another writer's commit costs one try; the library's own 15 were enough for 8 writers at once
+_LOOKS: Final = 3  # at a table, each after a change that the library's tries cannot get over
 _ONE_TRY: Final = CommitProperties(max_commit_retries=0)  # a creation tried again is committed beside the first, as a change of it
 _FORBIDDEN: Final = frozenset(r"%[\]^|")  # deltalake 1.6 decodes % twice and takes folders with the others for no valid address
 
@@ -137,17 +138,19 @@ def _create(folder: Path) -> None:
 
 def _commit(folder: Path, name: str, run: str, rows: pa.Table) -> bool:
     """Add rows once; False where they, or another attempt's, are there already."""
-    table = _open(folder, name)
-    if table.transaction_version(run) is not None:
-        return False
     once = CommitProperties(app_transactions=[Transaction(run, 1)], max_commit_retries=_COMMIT_TRIES)
-    try:
-        write_deltalake(table, rows, mode="append", commit_properties=once)  # the snapshot looked at: see the top of this file
-    except CommitFailedError as error:
-        if _open(folder, name).transaction_version(run) is None:  # the same run from another process would be no harm
-            raise Conflict(f"tables {folder}: run {run!r} could not be added to {name} ({error}). Run the same again") from error
-        return False
-    return True
+    refused = None
+    for _ in range(_LOOKS):
+        table = _open(folder, name)
+        if table.transaction_version(run) is not None:
+            return False
+        try:
+            write_deltalake(table, rows, mode="append", commit_properties=once)  # the snapshot looked at: see the top of this file
+        except CommitFailedError as error:  # the same run came between, or other columns
+            refused = error
+        else:
+            return True
+    raise Conflict(f"tables {folder}: run {run!r} could not be added to {name} ({refused}). Run the same again") from refused
 
 
 def _compare(folder: Path, name: str, run: str, rows: pa.Table) -> None:

@@ -163,6 +163,29 @@ def test_a_run_that_another_process_adds_between_look_and_commit_is_not_added_ag
     assert sorted(found) == sorted(2 * ("a", "b", *others))
 
 
+@pytest.mark.parametrize(("times", "added"), [(1, True), (2, True), (9, False)])
+def test_a_table_that_changes_between_look_and_commit_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, added: bool
+) -> None:
+    append_run(tmp_path, "a", rows_of("a"))
+    changes = iter(range(times))
+
+    def overtaken(*given: Any, **more: Any) -> None:
+        for change in changes:
+            DeltaTable(str(tmp_path / "counts")).alter.set_table_properties({"delta.checkpointInterval": str(50 + change)})
+            break
+        write_deltalake(*given, **more)
+
+    monkeypatch.setattr(tables, "write_deltalake", overtaken)
+    if added:
+        assert tables._commit(tmp_path, "counts", "b", rows_of("b")["counts"])
+    else:
+        with pytest.raises(Conflict, match=r"'b' could not be added to counts .*Run the same again"):
+            tables._commit(tmp_path, "counts", "b", rows_of("b")["counts"])
+    found = tables._read(tmp_path, "counts", tables._open(tmp_path, "counts"), ["run"])["run"].to_pylist()
+    assert found.count("b") == 2 * added
+
+
 def test_a_table_left_out_has_no_rows_in_another_attempt_either(tmp_path: Path) -> None:
     append_run(tmp_path, "a", rows_of("a"))
     tables._commit(tmp_path, "counts", "b", rows_of("b")["counts"])
