@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from scenemill.schemas.errors import ConfigError, Conflict, NotPublished
@@ -37,7 +37,8 @@ def append_run(folder: Path, run: str, tables: Mapping[str, pa.Table]) -> None:
     """Add one run's rows to the tables of a folder; they are visible when this returns, and all at once.
 
     Run again after a kill, it completes what is missing; of a finished run it adds nothing. Other processes may append other runs
-    meanwhile. A folder without tables gets them, with the published results in ``scores``.
+    meanwhile. A folder without tables gets them, with the published results in ``scores``; tables of an older version get the columns
+    that they lack, null in the rows that are there.
 
     Args:
         folder: where the tables are, or shall be.
@@ -67,8 +68,13 @@ def datasets(folder: Path) -> dict[str, ds.Dataset]:
     """
     scores = _open(folder, "scores")  # first: of the runs seen here, all other rows are there already
     finished = pc.field("run").isin(_runs(folder, scores))
-    others = {name: _open(folder, name).to_pyarrow_dataset().filter(finished) for name in ("counts", "depths")}
-    return {**others, "scores": scores.to_pyarrow_dataset()}
+    others = {name: _dataset(name, _open(folder, name)).filter(finished) for name in ("counts", "depths")}
+    return {**others, "scores": _dataset("scores", scores)}
+
+
+def _dataset(name: str, table: DeltaTable) -> ds.Dataset:
+    """All rows of a table in today's form: null in columns that it or some of its files lack."""
+    return table.to_pyarrow_dataset(schema=TABLES[name])
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
@@ -93,7 +99,15 @@ def _read(folder: Path, name: str, table: DeltaTable, columns: Sequence[str] | N
     schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(column) for column in columns])
     files = [folder / name / uri.rpartition("/")[2] for uri in table.file_uris()]
     read = [pq.ParquetFile(pa.BufferReader(file.read_bytes())).read(schema.names, use_threads=False) for file in files]
-    return pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in read)])
+    return pa.concat_tables([schema.empty_table(), *(_completed(part, schema) for part in read)])
+
+
+def _completed(part: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows of a file in today's form: null in columns that it lacks, since it is older than they are."""
+    for column in schema:
+        if column.nullable and column.name not in part.column_names:
+            part = part.append_column(column, pa.nulls(part.num_rows, column.type))
+    return part.select(schema.names).cast(schema)
 
 
 def _check(run: str, tables: Mapping[str, pa.Table]) -> None:
@@ -127,6 +141,7 @@ def _create(folder: Path) -> None:
     for name, schema in TABLES.items():
         where = _address(folder, name)
         if DeltaTable.is_deltatable(where):
+            _extend(folder, name)
             continue
         try:
             DeltaTable.create(where, schema, mode="ignore", name=name, configuration=_SETTINGS, commit_properties=_ONE_TRY)
@@ -134,6 +149,23 @@ def _create(folder: Path) -> None:
             if not DeltaTable.is_deltatable(where):  # else another process made it first
                 raise
     _commit(folder, "scores", PREFIX, published_scores())
+
+
+def _extend(folder: Path, name: str) -> None:
+    """Add the columns that a table of an older version lacks."""
+    table = _open(folder, name)
+    if not (lacks := _lacking(table, name)):
+        return
+    try:
+        table.alter.add_columns(lacks, commit_properties=CommitProperties(max_commit_retries=_COMMIT_TRIES))
+    except CommitFailedError as error:
+        if _lacking(_open(folder, name), name):  # else another process added them first
+            raise Conflict(f"tables {folder}: {name} could not get its new columns ({error}). Run the same again") from error
+
+
+def _lacking(table: DeltaTable, name: str) -> list[Field]:
+    there = {column.name for column in table.schema().fields}
+    return [column for column in Schema.from_arrow(TABLES[name]).fields if column.name not in there]
 
 
 def _commit(folder: Path, name: str, run: str, rows: pa.Table) -> bool:

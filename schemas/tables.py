@@ -7,6 +7,8 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 TABLE_VERSION: Final = "1"
+SCORES_VERSION: Final = "1.1"
+"""1.1: where in a training a run stands. Tables of version 1 are read as without, and get the columns with the next run."""
 
 Severity = Literal["error", "warning", "info"]
 
@@ -197,14 +199,19 @@ SCORES: Final = pa.schema(
         *_columns(nullable=True, quality=pa.float64(), segmentation=pa.float64(), recognition=pa.float64(), classes=pa.int32()),
         *_columns(nullable=True, tp=pa.int64(), fp=pa.int64(), fn=pa.int64(), iou_sum=pa.float64(), samples=pa.int64()),
         *_columns(published=pa.bool_(), origin=pa.string(), created=pa.timestamp("us", tz="UTC")),
+        *_columns(nullable=True, training=pa.string(), settings=pa.string(), epoch=pa.int32(), step=pa.int64()),
     ],
-    metadata={"scenemill.table": "scores", "scenemill.version": TABLE_VERSION},
+    metadata={"scenemill.table": "scores", "scenemill.version": SCORES_VERSION},
 )
 """A row per run, metric, rule and group: ``group`` is "all", "things", "stuff" or a class name.
 
 ``quality`` is PRQ or PQ, ``segmentation`` RSQ or SQ, ``recognition`` RRQ or RQ: fractions from 0 to 1, null where no class of the
 group has ground truth. ``classes`` is the number of classes averaged. Rows of ``published`` results carry no counts; ``origin``
 says where a number comes from.
+
+Of an evaluated checkpoint ``training`` is its folder, ``epoch`` and ``step`` its place there, where it says them, and ``settings`` a
+digest of what decides numbers beside weights and samples: runs that share ``training``, ``settings`` and the columns before them are
+the points of one curve.
 """
 
 DEPTHS: Final = pa.schema(

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from scenemill.pipelines import tables
 from scenemill.pipelines.query import query
@@ -223,6 +223,64 @@ def test_a_killed_run_is_not_seen_and_its_repetition_completes_it(tmp_path: Path
     assert ours(tmp_path) == ["a", "b"]
     assert read_table(tmp_path, "counts").num_rows == 4
     assert read_table(tmp_path, "depths").num_rows == 2
+
+
+NEW_COLUMNS = ("training", "settings", "epoch", "step")
+
+
+def make_version_1(folder: Path) -> list[dict[str, Any]]:
+    """Tables as version 1 wrote them, of the published results and run "old"; their rows of scores."""
+    old = pa.schema([column for column in SCORES if column.name not in NEW_COLUMNS])
+    published, scores = (table.drop_columns(NEW_COLUMNS) for table in (published_scores(), rows_of("old")["scores"]))
+    for name, schema in (("counts", COUNTS), ("depths", DEPTHS), ("scores", old)):
+        DeltaTable.create(str(folder / name), schema, configuration={"delta.appendOnly": "true"})
+    for name, run, rows in (
+        ("scores", "published", published),
+        *((name, "old", rows_of("old")[name]) for name in ("counts", "depths")),
+        ("scores", "old", scores),
+    ):
+        once = CommitProperties(app_transactions=[Transaction(run, 1)])
+        write_deltalake(DeltaTable(str(folder / name)), rows, mode="append", commit_properties=once)
+    return [*published.to_pylist(), *scores.to_pylist()]
+
+
+def by_text(rows: Iterable[Any]) -> list[Any]:
+    return sorted(rows, key=str)
+
+
+def test_tables_of_version_1_are_read_and_asked_as_they_are(tmp_path: Path) -> None:
+    rows = [{**row, **dict.fromkeys(NEW_COLUMNS)} for row in make_version_1(tmp_path)]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert by_text(read_table(tmp_path, "scores").to_pylist()) == by_text(rows)
+    asked = query(tmp_path, "SELECT * FROM scores").cast(SCORES)
+    assert by_text(asked.to_pylist()) == by_text(rows)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_added_to_tables_of_version_1_brings_the_new_columns(tmp_path: Path) -> None:
+    rows = [{**row, **dict.fromkeys(NEW_COLUMNS)} for row in make_version_1(tmp_path)]
+    place = {"training": "out/train", "settings": "abc", "epoch": 3, "step": 1 << 40}
+    added = table_of(SCORES, [score("new", **place)])
+    for _ in range(2):
+        append_run(tmp_path, "new", {**rows_of("new"), "scores": added})
+    append_run(tmp_path, "old", rows_of("old"))  # is there already
+    assert by_text(read_table(tmp_path, "scores").to_pylist()) == by_text([*rows, *added.to_pylist()])
+    asked = query(tmp_path, "SELECT run, epoch, step FROM scores WHERE step IS NOT NULL")
+    assert asked.to_pylist() == [{"run": "new", "epoch": 3, "step": 1 << 40}]
+    assert read_table(tmp_path, "counts").num_rows == 4
+
+
+def test_processes_at_once_lose_no_row_of_tables_of_version_1(tmp_path: Path) -> None:
+    make_version_1(tmp_path)
+    context = get_context("spawn")
+    writers = [context.Process(target=write_runs, args=(tmp_path, writer, 3)) for writer in range(3)]
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join(120)
+    assert [process.exitcode for process in writers] == [0, 0, 0]
+    assert ours(tmp_path) == ["0-0", "0-1", "0-2", "1-0", "1-1", "1-2", "2-0", "2-1", "2-2", "old"]
+    assert DeltaTable(str(tmp_path / "scores")).version() == 12  # created, two runs of version 1, columns, nine runs, from 0
 
 
 def test_two_attempts_are_never_mixed(tmp_path: Path) -> None:
