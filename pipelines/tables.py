@@ -66,15 +66,10 @@ def datasets(folder: Path) -> dict[str, ds.Dataset]:
     Raises:
         NotPublished: no tables there.
     """
-    scores = _open(folder, "scores")  # first: of the runs seen here, all other rows are there already
-    finished = pc.field("run").isin(_runs(folder, scores))
-    others = {name: _dataset(name, _open(folder, name)).filter(finished) for name in ("counts", "depths")}
-    return {**others, "scores": _dataset("scores", scores)}
-
-
-def _dataset(name: str, table: DeltaTable) -> ds.Dataset:
-    """All rows of a table in today's form: null in columns that it or some of its files lack."""
-    return table.to_pyarrow_dataset(schema=TABLES[name])
+    scores = _read(folder, "scores", _open(folder, "scores"))  # first: of the runs seen here, all other rows are there already
+    finished = pc.field("run").isin(pc.unique(scores["run"].combine_chunks()))
+    others = {name: _open(folder, name).to_pyarrow_dataset().filter(finished) for name in ("counts", "depths")}
+    return {**others, "scores": ds.dataset(scores)}  # not deltalake's, which takes nulls of files without the column for values
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
