@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from scenemill.schemas.tables import Finding as Finding
     from scenemill.trainers.batches import SceneDataset as SceneDataset
     from scenemill.trainers.batches import SceneLoader as SceneLoader
+    from scenemill.trainers.timelapse import Timelapse as Timelapse
+    from scenemill.trainers.timelapse import TimelapseParser as TimelapseParser
     from scenemill.transforms.store import Store as Store
     from scenemill.transforms.store import open_store as open_store
 
@@ -37,6 +39,8 @@ _HOMES = {
     "SceneLoader": "scenemill.trainers.batches",
     "SceneMillError": "scenemill.schemas.errors",
     "Store": "scenemill.transforms.store",
+    "Timelapse": "scenemill.trainers.timelapse",
+    "TimelapseParser": "scenemill.trainers.timelapse",
     "open_store": "scenemill.transforms.store",
 }
 __all__ = [
@@ -49,6 +53,8 @@ __all__ = [
     "SceneLoader",
     "SceneMillError",
     "Store",
+    "Timelapse",
+    "TimelapseParser",
     "__version__",
     "open_store",
 ]

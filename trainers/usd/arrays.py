@@ -74,7 +74,7 @@ def to_integers(what: str, values: Any) -> NDArray[np.int32]:
         raise ConfigError(f"{what}: {array.dtype} {array.shape}, not whole numbers; give integers")
     if array.size and array.dtype.itemsize >= 4 and not -_LARGEST - 1 <= array.min() <= array.max() <= _LARGEST:
         raise ConfigError(f"{what}: numbers from {array.min()} to {array.max()}; give integers of 32 bits")
-    return np.ascontiguousarray(array, dtype=np.int32)
+    return array.astype(np.int32, order="C", copy=False)
 
 
 def to_unit(colors: NDArray[Any]) -> NDArray[np.float32]:

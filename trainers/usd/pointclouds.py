@@ -50,13 +50,14 @@ def define_pointcloud(
         ConfigError: another type of points than these, or than the prim has; values that do not fit the points.
     """
     prim = define_points_prim(author, path, points_type)
-    given = None if widths is None else _to_widths(prim, widths, len(points))
+    count, box = len(points), bounds(points)
+    given = None if widths is None else _to_widths(prim, widths, count)
     if points_type == "point_instancer":
         author.put(prim, "positions", "point3f[]", points)
-        reach = put_instances(author, path, prim, "sphere", len(points), default_width(points), given)
+        reach = put_instances(author, path, prim, "sphere", count, default_width(box, count), given)
     else:
         author.put(prim, "points", "point3f[]", points)
-        reach = _put_widths(author, prim, len(points), default_width(points), given)
+        reach = _put_widths(author, prim, count, default_width(box, count), given)
     if author.strict:
         author.put(prim, "extent", "float3[]", bounds(points, reach / 2))
     if colors is not None:
@@ -81,19 +82,19 @@ def define_points_prim(author: Author, path: Any, points_type: str) -> Any:
     return prim
 
 
-def default_width(points: NDArray[np.float32]) -> float:
+def default_width(box: NDArray[np.float32], count: int) -> float:
     """The width of a point: the shortest side of the cloud by the number of points along it, as if they filled it evenly.
 
     A flat cloud takes its longest side, over the number along a square; a cloud that is one place takes a hundredth.
 
     Args:
-        points: (N, 3) float32.
+        box: (2, 3) float32, of ``bounds``.
+        count: points.
     """
-    finite = points[np.isfinite(points).all(axis=1)]
-    if not len(finite):
+    if not count or (box[0] > box[1]).any():
         return _SMALLEST
-    sides = finite.max(axis=0) - finite.min(axis=0)
-    even, flat = sides.min() / np.float32(len(points) ** (1 / 3)), sides.max() / np.float32(len(points) ** 0.5)
+    sides = box[1] - box[0]
+    even, flat = sides.min() / np.float32(count ** (1 / 3)), sides.max() / np.float32(count**0.5)
     return float(even) or float(flat) or _SMALLEST
 
 
