@@ -4,6 +4,7 @@ Runs are told apart by colour alone here; the page around a chart names them, so
 """
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,34 @@ def histogram(name: str, alt: str, bins: Sequence[Sequence[int]], unit: str) -> 
         for number, row in enumerate(bins):
             _outline(axes, row, COLORS[number], filled=number == 0)
         axes.set(xlim=(0, 100), xlabel=f"{unit}, percent", ylabel="share, percent")
+        axes.set_ylim(bottom=0)
+        axes.tick_params(length=0)
+        axes.grid(axis="y")
+        axes.spines["left"].set_visible(False)
+        return _svg(figure, name, alt)
+
+
+def curves(name: str, alt: str, places: Sequence[int], values: Sequence[Sequence[float | None]], units: tuple[str, str]) -> str:
+    """Lines over the places of a training, in percent; a ring marks the highest point of each, the first of equals.
+
+    Args:
+        name: begins all ids of the drawing.
+        alt: what the chart shows, for those who do not see it.
+        places: steps or epochs, ascending.
+        values: fractions, a row for each line and in it one for each place; a None leaves a gap.
+        units: what places are counted in, and what is measured.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.9, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for row, color in zip(values, COLORS, strict=False):
+            percents = [float("nan") if value is None else 100 * value for value in row]
+            axes.plot(places, percents, color=color, linewidth=1.6, marker="o", markersize=2.5)
+            points = [(value, place) for value, place in zip(percents, places, strict=True) if not math.isnan(value)]
+            if points:
+                value, place = max(points, key=lambda point: point[0])
+                axes.plot(place, value, "o", color=color, markersize=7, markerfacecolor="none", markeredgewidth=1.4)
+        axes.set(xlabel=units[0], ylabel=f"{units[1]}, percent")
         axes.set_ylim(bottom=0)
         axes.tick_params(length=0)
         axes.grid(axis="y")

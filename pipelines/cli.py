@@ -441,9 +441,9 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score predictions against a store: PRQ, RSQ and RRQ in 3D, PQ in 2D, and depth, as rows of the metric tables."""
-    from scenemill.pipelines.human import print_scored
     from scenemill.pipelines.score import ScoreConfig
     from scenemill.pipelines.score import score as run_score
+    from scenemill.pipelines.score_text import print_scored
 
     config = ScoreConfig(predictions, store, tables, run, model, split, version, allow_missing, workers)
     with _progress(as_json) as on_progress:
@@ -481,9 +481,9 @@ def report(
     tables: Annotated[Path, typer.Argument(help="Folder of the metric tables.")],
     html: Annotated[Path | None, typer.Option(help="Also write a page with plots, one file that loads nothing.")] = None,
 ) -> None:
-    """The leaderboard beside the published results, classes, worst samples and distributions."""
-    from scenemill.pipelines.report import print_report
+    """The leaderboard beside the published results, curves of trainings, classes, worst samples and distributions."""
     from scenemill.pipelines.report import report as tell
+    from scenemill.pipelines.report_text import print_report
 
     console = _console()
     if html is None:

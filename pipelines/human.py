@@ -14,7 +14,6 @@ from scenemill.validators.suites import DOCS_INDEX
 if TYPE_CHECKING:
     from scenemill.pipelines.forecast import Forecast
     from scenemill.pipelines.ingest import Outcome
-    from scenemill.pipelines.score import Scored
     from scenemill.pipelines.validate import Validation
     from scenemill.trainers.speed import LoaderSpeed
     from scenemill.transforms.verify import Verified
@@ -324,27 +323,3 @@ def print_versions(console: Console, listed: list[dict[str, Any]]) -> None:
             row["parent"] or "-",
         )
     console.print(table)
-
-
-def print_scored(console: Console, scored: "Scored") -> None:
-    """The averages of a scoring, in percent."""
-    table = Table(
-        "metric",
-        "rule",
-        "group",
-        "quality",
-        "segmentation",
-        "recognition",
-        "classes",
-        box=None,
-        header_style="bold",
-        padding=(0, 1),
-    )
-    for row in scored.scores.to_pylist():
-        if row["group"] in ("all", "things", "stuff"):
-            cells = (
-                "n/a" if row[name] is None else f"{100 * row[name]:.2f}" for name in ("quality", "segmentation", "recognition")
-            )
-            table.add_row(row["metric"], row["rule"], row["group"], *cells, str(row["classes"]))
-    console.print(table)
-    console.print(f"run {scored.run}: {scored.samples} samples scored, {scored.missing} without a prediction", soft_wrap=True)

@@ -5,9 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from scenemill.pipelines.charts import COLORS, bars, histogram
-from scenemill.pipelines.report import BINS, Board, Depth, Report, Series, Study, measures, percent, report, title
+from scenemill.pipelines.charts import COLORS, bars, curves, histogram
+from scenemill.pipelines.report import BINS, Board, Depth, Report, Study, report
 from scenemill.pipelines.results import printable
+from scenemill.pipelines.series import Curve, Lineage, Series, measures, percent, place_of, starred, title
 from scenemill.schemas.published import GROUPS
 from scenemill.transforms.publish import write_whole
 
@@ -50,6 +51,7 @@ tr.mark > * {{ border-top: 2px solid #b9cfe6 }}
 .badge {{ font-size: .75rem; font-weight: 600; padding: .08rem .45rem; border-radius: 9px; background: #e9edf1; color: #4a5563 }}
 .badge.ours {{ background: #0b5cad; color: #fff }}
 .legend {{ list-style: none; margin: .5rem 0; padding: 0 }}
+.legend.row {{ display: flex; gap: 1.2rem }}
 .legend li {{ padding-left: 1.4rem; position: relative; overflow-wrap: anywhere }}
 .swatch {{ position: absolute; left: 0; top: .35em; width: .85em; height: .85em; border-radius: 3px }}
 details {{ margin: .6rem 0 }}
@@ -80,11 +82,11 @@ def write_html(folder: Path, path: Path) -> Report:
 
 
 def page(told: Report) -> str:
-    """A report as HTML: leaderboards, then a closer look at our newest runs."""
-    samples = sum(one.samples or 0 for board in told.boards for one in board.series)
-    ours = f"{told.runs} run{'' if told.runs == 1 else 's'} of our own" if samples else "no runs of our own yet"
+    """A report as HTML: leaderboards, the curves of trainings, then a closer look at our newest runs."""
+    ours = f"{told.runs} run{'' if told.runs == 1 else 's'} of our own" if told.runs else "no runs of our own yet"
     summary = f"{_text(told.folder.name)}: {ours}, beside what others published. All scores are percentages."
     parts = [_contents(told), *(_board(number, board) for number, board in enumerate(told.boards))]
+    parts += [_lineage(number, lineage) for number, lineage in enumerate(told.lineages)]
     parts += [_study(number, study) for number, study in enumerate(told.studies)]
     parts += [_depths(told.depths)] if told.depths else []
     return _PAGE.format(title="Panoptic 3D scene reconstruction: results", summary=summary, body="\n".join(parts))
@@ -96,10 +98,11 @@ def _text(text: str) -> str:
 
 def _contents(told: Report) -> str:
     boards = [(f"board-{number}", title(board.source, board.metric)) for number, board in enumerate(told.boards)]
+    trainings = [(f"training-{number}", _training_title(lineage)) for number, lineage in enumerate(told.lineages)]
     studies = [(f"study-{number}", _study_title(study)) for number, study in enumerate(told.studies)]
     depths = [("depth", "Errors")] if told.depths else []
-    lines = (_links(*line) for line in (("Leaderboards", boards), ("Closely", studies), ("Depth", depths)) if line[1])
-    return f'<nav aria-label="Contents">{"".join(lines)}</nav>'
+    lines = (("Leaderboards", boards), ("Trainings", trainings), ("Closely", studies), ("Depth", depths))
+    return f'<nav aria-label="Contents">{"".join(_links(*line) for line in lines if line[1])}</nav>'
 
 
 def _links(name: str, links: Iterable[tuple[str, str]]) -> str:
@@ -132,12 +135,52 @@ def _about(one: Series) -> str:
     split = f"split {one.split}" if one.split else "split not stated"
     if one.published:
         return f"<small>{_text(one.origin)}; {_text(split)}</small>"
-    return f"<small>{_text(one.run)}; {_text(split)}, rule <i>{_text(one.rule)}</i>, {one.samples or 0:,} samples</small>"
+    rule = f"{_text(split)}, rule <i>{_text(one.rule)}</i>"
+    return f"<small>{_text(one.run)}; {rule}, {one.samples or 0:,} samples{place_of(one)}</small>"
 
 
 def _cell(tag: str, text: str, first: bool = False) -> str:
     scope = ' scope="col"' if tag == "th" else ""
     return f'<{tag} class="n{" first" if first else ""}"{scope}>{escape(text)}</{tag}>'
+
+
+def _training_title(lineage: Lineage) -> str:
+    return f"{title(lineage.source)}, {printable(lineage.name)}"
+
+
+def _lineage(number: int, lineage: Lineage) -> str:
+    figures = "".join(_curve(f"curve-{number}-{place}", lineage, curve) for place, curve in enumerate(lineage.curves))
+    keys = "".join(
+        f'<li><span class="swatch" style="background: {color}"></span>{group.capitalize()}</li>'
+        for group, color in zip(GROUPS, COLORS, strict=False)
+    )
+    about = f"{len(lineage.steps)} checkpoints in {printable(lineage.training)}, on split {printable(lineage.split)}."
+    return (
+        f'<h2 id="training-{number}">{escape(_training_title(lineage))}: quality over the training</h2>\n'
+        f'<div class="card"><p class="faint">{escape(about)} A ring, or a star, marks the best.</p>'
+        f'<ul class="legend row">{keys}</ul>\n<div class="pair">{figures}</div>\n{_steps(lineage)}</div>'
+    )
+
+
+def _curve(name: str, lineage: Lineage, curve: Curve) -> str:
+    quality = measures(curve.metric)[0]
+    best = curve.best(GROUPS[0])
+    highest = "none" if best is None else f"{percent(curve.qualities[GROUPS[0]][best])} at {lineage.unit} {lineage.places[best]:,}"
+    values = [curve.qualities[group] for group in GROUPS]
+    alt = f"Curve: {quality} of all, things and stuff over the training; the table below has the numbers"
+    drawing = curves(name, alt, lineage.places, values, (lineage.unit, quality))
+    caption = f"{escape(quality)}, rule {_text(curve.rule)}<small>highest of all: {highest}</small>"
+    return f"<figure><figcaption>{caption}</figcaption>{drawing}</figure>"
+
+
+def _steps(lineage: Lineage) -> str:
+    heads = [f"{measures(one.metric)[0]} {group}, {one.rule}" for one in lineage.curves for group in GROUPS]
+    rows = [
+        ["–" if step is None else f"{step:,}", "–" if epoch is None else f"{epoch:,}"]
+        + [starred(one, group, place) for one in lineage.curves for group in GROUPS]
+        for place, (epoch, step) in enumerate(zip(lineage.epochs, lineage.steps, strict=True))
+    ]
+    return f"{_numbers(['Step', 'Epoch', *heads], rows)}"
 
 
 def _study_title(study: Study) -> str:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scenemill.pipelines.charts import bars, histogram
-from scenemill.pipelines.report import BINS, RUNS, WORST, Report, describe, print_report, report
+from scenemill.pipelines.charts import bars, curves, histogram
+from scenemill.pipelines.report import BINS, RUNS, WORST, Report, report
 from scenemill.pipelines.report_page import page, write_html
+from scenemill.pipelines.report_text import print_report
+from scenemill.pipelines.series import describe
 from scenemill.pipelines.tables import append_run
 from scenemill.schemas.errors import NotPublished
 from scenemill.schemas.published import PUBLISHED
@@ -39,8 +41,10 @@ def add_run(folder: Path, run: str, day: int = 0, samples: int = 3, **same: Any)
             {**facts, "key": f"s/{number}", "class_id": 2, "class_name": "bed", "tp": 0, "fp": 2, "fn": 0, "iou_sum": 0.0}
         )
     about = {**facts, "model": "m", "source": "front3d", "samples": samples, "published": False, "origin": "test"}
-    about |= {"created": START + timedelta(days=day), **{name: value for name, value in same.items() if name in about}}
+    about |= dict.fromkeys(("training", "settings", "epoch", "step")) | {"created": START + timedelta(days=day)}
+    about |= {name: value for name, value in same.items() if name in about}
     values = {"all": (0.31, 0.42, 0.53), "things": (0.6, 0.7, 0.8), "stuff": (0.0, 0.0, 0.0), "bed": (None, None, None)}
+    values |= {"all": (same["quality"], 0.42, 0.53)} if "quality" in same else {}
     values |= {"wall": (0.0, 0.0, 0.0), same.get("name", "chair"): (0.6, 0.7, 0.8)}
     scores = [{**about, "group": g, "quality": q, "segmentation": s, "recognition": r} for g, (q, s, r) in values.items()]
     depth = {"run": run, "store_version": "v", "key": "s/1", "split": "test", "pixels": 9, "abs_rel": 0.1, "rmse_m": 0.25}
@@ -159,6 +163,71 @@ def test_metrics_and_rules_have_boards_and_studies_of_their_own(tmp_path: Path) 
     assert "SQ" in text_of(told)
 
 
+QUALITIES = (0.1, 0.3, 0.5, 0.4, 0.2)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """A training whose third checkpoint of five is the best, evaluated out of order, and a run that stands alone."""
+    where = tmp_path_factory.mktemp("training")
+    for day, number in enumerate((4, 0, 2, 1, 3)):
+        place: dict[str, Any] = {"training": f"/data/{EVIL}/train", "settings": "abc", "epoch": number, "step": 1000 * number + 7}
+        add_run(where, f"step-{number}", day, quality=QUALITIES[number], **place)
+    add_run(where, "alone", 9)
+    return report(where)
+
+
+def test_a_training_does_not_flood_the_leaderboard(trained: Report) -> None:
+    ours = [one for one in trained.boards[0].series if not one.published]
+    assert [one.run for one in ours] == ["step-4", "step-2", "alone"]
+    assert [one.run for one in trained.studies[0].series] == ["alone", "step-2", "step-4"]
+    assert {depth.run for depth in trained.depths} == {"step-4", "step-2", "alone"}
+    assert trained.runs == 6
+    text = "".join(text_of(trained, 200).split())
+    assert "step2007(bestof5checkpoints)" in text and "step4007(lastof5checkpoints;3morerunsleftout)" in text
+
+
+def test_the_text_has_the_curve_with_a_star_at_the_best(trained: Report) -> None:
+    text = text_of(trained)
+    assert all(sign.isprintable() or sign == "\n" for sign in text)
+    lines = [line.split() for line in text.splitlines()]
+    start = lines.index(["epoch", "step", "all", "things", "stuff"])
+    wanted = [[str(n), str(1000 * n + 7), f"{100 * q:.2f}", "60.00", "0.00"] for n, q in enumerate(QUALITIES)]
+    wanted[2][2] = "*50.00"
+    wanted[0][3:] = ["*60.00", "*0.00"]  # the first of equals
+    assert lines[start + 1 : start + 6] == wanted
+
+
+def test_of_many_checkpoints_the_text_shows_some_and_every_best(tmp_path: Path) -> None:
+    for number in range(30):
+        quality = 0.9 if number == 18 else 0.5
+        add_run(tmp_path, f"r-{number}", number, 1, training="t", settings="s", epoch=number, step=number, quality=quality)
+    lines = [line.split() for line in text_of(report(tmp_path)).splitlines()]
+    start = lines.index(["epoch", "step", "all", "things", "stuff"]) + 1
+    shown = [int(line[1]) for line in lines[start : start + 9]]
+    assert shown == [0, 4, 8, 12, 17, 18, 21, 25, 29]
+    assert lines[start + 9][0] == "30" and lines[start + 5][2] == "*90.00"
+
+
+def test_the_page_has_the_curve_and_all_its_numbers(trained: Report) -> None:
+    parsed = Page(page(trained))
+    charts = [attrs for tag, attrs in parsed.elements if tag == "svg"]
+    assert len(charts) == 3 * len(trained.studies) + 1
+    assert "highest of all: 50.00 at step 2,007" in parsed.text
+    assert all(f"{1000 * n + 7:,}{n}" in parsed.text for n in range(5))
+    assert parsed.text.count("*50.00") == 1
+    assert "<script" not in page(trained)
+
+
+def test_a_curve_is_drawn_to_scale_and_its_ring_is_at_the_best() -> None:
+    drawing = ET.fromstring(curves("c", "alt", [10, 20, 40, 50], [[0.1, 0.5, 0.3, None], [None] * 4], ("step", "PRQ")))
+    points = [(float(use.get("x") or 0), float(use.get("y") or 0)) for use in drawing.iter("{http://www.w3.org/2000/svg}use")]
+    (x1, y1), (x2, y2), (x3, y3), ring = points[-4:]  # those before are ticks; the second line has no point
+    assert (x2 - x1) / (x3 - x1) == pytest.approx(1 / 3, abs=1e-4)
+    assert (y1 - y3) / (y1 - y2) == pytest.approx(1 / 2, abs=1e-4)
+    assert y2 < y3 < y1 and ring == (x2, y2)
+
+
 def test_the_text_shows_the_published_layout(told: Report) -> None:
     lines = text_of(told).splitlines()
     line = next(line for line in lines if line.startswith("NvPanoptix3D"))
@@ -250,6 +319,7 @@ def test_drawings_are_well_formed() -> None:
     for drawing in (
         bars("b", 'a "quoted" <alt>', ["x", "y"], [[0.5, None]], "PRQ"),
         histogram("h", "alt", [[0] * 20, [1] * 20], "IoU"),
+        curves("c", "alt", [1, 2], [[0.0, 0.0], [None, None]], ("step", "PRQ")),
     ):
         assert ET.fromstring(drawing).get("role") == "img"
     assert ET.fromstring(bars("b", 'a "quoted" <alt>', ["x"], [[1.0]], "PRQ")).get("aria-label") == 'a "quoted" <alt>'
