@@ -82,15 +82,42 @@ def tune(
 
 
 def evaluate(spec: Spec, overrides: Overrides = None) -> None:
-    """Evaluate a checkpoint on the test split: PQ, depth-aware PQ and depth errors, also as rows of the metric tables."""
+    """Evaluate checkpoints on the test split, into the metric tables: PRQ of stage 2; PQ, depth-aware PQ and the loss of stage 1.
+
+    evaluate.checkpoint names a file; or a folder or a pattern, of which each checkpoint is evaluated once: run again, it goes on.
+    """
+    from rich.console import Console
+
+    from scenemill.pipelines.checkpoints import names_several
     from scenemill.pipelines.evaluation import run_evaluation
     from scenemill.pipelines.progress import log_lines
+    from scenemill.pipelines.score_text import print_evaluated
 
     config = _load(spec, overrides)
-    evaluated = run_evaluation(config, log_lines)
-    for name, value in evaluated.kpi.items():
-        typer.echo(f"{name}  {value:.2f}")
-    typer.echo(f"run {evaluated.run} in {evaluated.tables}")
+    if names_several(config.evaluate.checkpoint):
+        _evaluate_several(config)
+    else:
+        print_evaluated(Console(), run_evaluation(config, log_lines), volumes=config.dataset.enable_3d)
+
+
+def _evaluate_several(config: "ExperimentConfig") -> None:
+    """A line for each checkpoint as soon as it is known, then the curves on which they are."""
+    from rich.console import Console
+
+    from scenemill.pipelines.batch_evaluation import run_evaluations
+    from scenemill.pipelines.progress import log_lines
+    from scenemill.pipelines.report_text import print_lineage
+    from scenemill.pipelines.score_text import print_step
+    from scenemill.pipelines.series import gather, lineages
+
+    console, done = Console(), []
+    for evaluated in run_evaluations(config, log_lines):
+        print_step(console, evaluated, volumes=config.dataset.enable_3d)
+        done.append(evaluated)
+    for lineage in lineages(gather(row for evaluated in done for row in evaluated.scores.to_pylist())):
+        print_lineage(console, lineage)
+    new = sum(evaluated.new for evaluated in done)
+    console.print(f"{new} evaluated, {len(done) - new} in the tables before: {done[0].tables}", soft_wrap=True)
 
 
 def inference(
@@ -108,7 +135,7 @@ def inference(
 
 def export(spec: Spec, overrides: Overrides = None) -> None:
     """Write stage 1 as ONNX, and hold it against PyTorch by ONNX Runtime."""
-    from scenemill.pipelines.evaluation import run_export
+    from scenemill.pipelines.exporting import run_export
 
     config = _load(spec, overrides)
     for line in run_export(config):
@@ -137,7 +164,7 @@ def export_triton(
 
 def gen_trt_engine(spec: Spec, overrides: Overrides = None) -> None:
     """Build a TensorRT engine from the ONNX file; needs TensorRT and an NVIDIA GPU."""
-    from scenemill.pipelines.evaluation import run_gen_trt_engine
+    from scenemill.pipelines.exporting import run_gen_trt_engine
 
     typer.echo(run_gen_trt_engine(_load(spec, overrides)))
 

@@ -1,29 +1,32 @@
-"""What is done with a trained model: evaluated into the metric tables, run over images, exported."""
+"""What is done with a trained model: evaluated into the metric tables, run over images."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+import scenemill
+from scenemill.pipelines.checkpoints import Checkpoint, find_checkpoints, names_several
 from scenemill.pipelines.folder import OnProgress, no_progress
 from scenemill.pipelines.inference import Inferred, Share, infer_folder, infer_store, join_outcomes
-from scenemill.pipelines.score import ScoreConfig, score
+from scenemill.pipelines.score import SCORING, ScoreConfig, score
+from scenemill.pipelines.specs import resolved
 from scenemill.pipelines.training import Samples, begin, find_samples, load_model
+from scenemill.schemas.dataset import SplitConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.collate import Batch
-from scenemill.trainers.devices import best_device, run_on_devices
+from scenemill.trainers.devices import run_on_devices
 from scenemill.trainers.evaluate import Evaluation, image_losses
 from scenemill.trainers.evaluate3d import surface_rule
-from scenemill.trainers.nvpanoptix3d.export import ExportModel, export_onnx, gen_trt_engine
-from scenemill.trainers.nvpanoptix3d.projector import Projector
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1Output
-from scenemill.trainers.nvpanoptix3d.weights import load_projector, load_stage1
-from scenemill.trainers.sidefiles import label_map_of
-from scenemill.trainers.stages import make_stage1, stage_of
+from scenemill.trainers.sidefiles import frustum_of, label_map_of
+from scenemill.trainers.stages import stage_of
+from scenemill.transforms.store import Store, open_store
 
 _GROUPS = {"all": "dpq", "things": "dpq_th", "stuff": "dpq_st"}
 _VOLUME_METRICS = {"PRQ": "quality", "RSQ": "segmentation", "RRQ": "recognition"}
@@ -32,28 +35,61 @@ _METRICS = {"pq": "-1.0", "dpq_0.5": "0.5", "dpq_0.25": "0.25", "dpq_0.1": "0.1"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation came to.
+    """What the evaluation of a checkpoint came to.
 
     Attributes:
         run: its name in the metric tables.
         tables: their folder.
-        predictions: what was scored, a folder per sample.
+        checkpoint: what was evaluated.
+        predictions: what was scored, a folder per sample; None where it was removed afterwards.
         kpi: the documentation's numbers: ``test_loss`` where the batches have what it compares, and qualities in percent.
         scores: its rows of the scores table.
+        new: False for a run that was in the tables before; then nothing was predicted, and ``kpi`` has no loss.
     """
 
     run: str
     tables: Path
-    predictions: Path
+    checkpoint: Checkpoint
+    predictions: Path | None
     kpi: Mapping[str, float]
     scores: pa.Table
+    new: bool = True
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all checkpoints of one evaluation share.
+
+    Attributes:
+        config: the experiment.
+        samples: the test split.
+        version: of its store.
+        settings: digest of what decides numbers beside weights and samples.
+        predictions, tables: folders.
+    """
+
+    config: ExperimentConfig
+    samples: Samples
+    version: str
+    settings: str
+    predictions: Path
+    tables: Path
+
+    @property
+    def split(self) -> str:
+        """The name of the test split; "" for all of the store."""
+        return self.samples.split or ""
+
+    def model_of(self, checkpoint: Checkpoint) -> str:
+        """What a checkpoint's model is called in the tables."""
+        return self.config.model_name or checkpoint.path.stem
 
 
 def run_evaluation(config: ExperimentConfig, on_progress: OnProgress, tables: Path | None = None) -> Evaluated:
     """Predict the test split with a checkpoint and score it: the same numbers as ``scenemill score`` gives, and in the same tables.
 
     Args:
-        config: the experiment.
+        config: the experiment; ``evaluate.checkpoint`` names one file (``run_evaluations`` takes several).
         on_progress: told of ingest, prediction and scoring.
         tables: folder of the metric tables; None for one in the results.
 
@@ -61,53 +97,96 @@ def run_evaluation(config: ExperimentConfig, on_progress: OnProgress, tables: Pa
         ConfigError: no checkpoint, no test split, or weights that do not fit.
         Corrupt: a sample cannot be read; or the metrics of this installation fail their own cases.
     """
+    named = config.evaluate.checkpoint
+    if names_several(named):
+        raise ConfigError(f"evaluate.checkpoint={named!r} names several checkpoints: name one, or call run_evaluations")
+    (checkpoint,) = find_checkpoints(named, config.encryption_key or "")
+    bench = make_bench(config, on_progress, tables)
+    return evaluate_checkpoint(bench, checkpoint, bench.predictions, "", on_progress)
+
+
+def make_bench(config: ExperimentConfig, on_progress: OnProgress, tables: Path | None) -> Bench:
+    """Begin the folder of results, and find the samples.
+
+    Raises:
+        ConfigError: no test split, or several machines.
+    """
     _refuse_nodes("evaluate", config.evaluate.num_nodes)
     folder = begin(config, "evaluate")
     samples = find_samples(config, "test", on_progress)
-    predictions, tables = folder / "predictions", tables or folder / "tables"
-    held = config.evaluate
-    predict = partial(_predict_share, config, samples, predictions, on_progress)
+    store = open_store(samples.store)
+    settings = digest_settings(config, store)
+    return Bench(config, samples, store.version, settings, folder / "predictions", tables or folder / "tables")
+
+
+def digest_settings(config: ExperimentConfig, store: Store) -> str:
+    """Twelve digits that differ where anything does that decides predictions or how they count, but for weights and samples."""
+    nowhere = replace(config.dataset, train=SplitConfig(), val=SplitConfig(), test=SplitConfig())
+    told = resolved(ExperimentConfig(dataset=nowhere, model=config.model))
+    digest = hashlib.sha256(f"{scenemill.__version__} {SCORING} {label_map_of(config.dataset)}\n{told}".encode())
+    mask = frustum_of(config.dataset, store) if config.dataset.enable_3d else None
+    if mask is not None:
+        digest.update(mask.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def evaluate_checkpoint(bench: Bench, checkpoint: Checkpoint, predictions: Path, run: str, on_progress: OnProgress) -> Evaluated:
+    """Predict and score.
+
+    Args:
+        bench: on which samples and how.
+        checkpoint: with what.
+        predictions: their folder; what is there is predicted again.
+        run: its name in the tables; "" for the one that scoring makes of the predictions.
+        on_progress: told of prediction and scoring.
+
+    Raises:
+        ConfigError: weights that do not fit, or a sample without a prediction.
+        Corrupt: as ``run_evaluation``.
+    """
+    held = bench.config.evaluate
+    predict = partial(_predict_share, bench, checkpoint, predictions, on_progress)
     shares = run_on_devices(predict, held.num_gpus, held.gpu_ids)
     inferred = join_outcomes([outcome for outcome, _ in shares])
     if inferred.failures:
         failure = inferred.failures[0]
-        raise ConfigError(f"{len(inferred.failures)} samples have no prediction; the first, {failure.image}: {failure.reason}")
-    scored = score(
-        ScoreConfig(
-            predictions,
-            samples.store,
-            tables,
-            model=config.model_name or Path(held.checkpoint).stem,
-            split=samples.split or "",
-            labels=label_map_of(config.dataset),
-            surface=surface_rule(config),
-        ),
-        on_progress,
-    )
+        told = f"{len(inferred.failures)} samples have no prediction; the first, {failure.image}: {failure.reason}"
+        raise ConfigError(f"checkpoint {checkpoint.path}: {told}")
+    scored = score(_scoring(bench, checkpoint, predictions, run), on_progress)
     mean = Evaluation.of_losses([loss for _, losses in shares for loss in losses]).loss
-    rows = [row for row in scored.scores.to_pylist() if row["rule"].startswith("reference")]
-    kpi = volume_kpi(rows) if config.dataset.enable_3d else ({} if mean is None else {"test_loss": mean}) | image_kpi(rows)
-    return Evaluated(scored.run, tables, predictions, kpi, scored.scores)
+    kpi = ({} if mean is None else {"test_loss": mean}) | kpi_of(bench.config, scored.scores)
+    return Evaluated(scored.run, bench.tables, checkpoint, predictions, kpi, scored.scores)
+
+
+def _scoring(bench: Bench, checkpoint: Checkpoint, predictions: Path, run: str) -> ScoreConfig:
+    return ScoreConfig(
+        predictions,
+        bench.samples.store,
+        bench.tables,
+        run=run,
+        model=bench.model_of(checkpoint),
+        split=bench.split,
+        version=bench.version,
+        labels=label_map_of(bench.config.dataset),
+        surface=surface_rule(bench.config),
+        checkpoint=checkpoint,
+        settings=bench.settings,
+    )
 
 
 def _predict_share(
-    config: ExperimentConfig,
-    samples: Samples,
-    predictions: Path,
-    on_progress: OnProgress,
-    number: int,
-    of_all: int,
-    device: str,
+    bench: Bench, checkpoint: Checkpoint, predictions: Path, on_progress: OnProgress, number: int, of_all: int, device: str
 ) -> tuple[Inferred, list[float]]:
     """Predict one of several shares of a split; what it came to, and the loss of each image where stage 1 is evaluated."""
-    model = load_model(config, config.evaluate.checkpoint, "evaluate", device)
+    config = bench.config
+    model = load_model(config, str(checkpoint.path), "evaluate", device)
     losses: list[float] = []
     judged = config.dataset.enable_mp_occ and not config.dataset.enable_3d
     inferred = infer_store(
         config,
         model,
-        samples.store,
-        samples.split or "",
+        open_store(bench.samples.store, bench.version),
+        bench.split,
         predictions,
         no_progress if number else on_progress,
         overwrite=True,
@@ -115,6 +194,12 @@ def _predict_share(
         share=Share(number, of_all),
     )
     return inferred, losses
+
+
+def kpi_of(config: ExperimentConfig, scores: pa.Table) -> dict[str, float]:
+    """The documentation's numbers in a run's rows of the scores table, in percent: those of the configured stage."""
+    rows = [row for row in scores.to_pylist() if row["rule"].startswith("reference")]
+    return volume_kpi(rows) if config.dataset.enable_3d else image_kpi(rows)
 
 
 def image_kpi(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -172,66 +257,6 @@ def _infer_share(
     model = load_model(config, config.inference.checkpoint, "inference", device)
     images, told = Path(config.inference.images_dir), no_progress if number else on_progress
     return infer_folder(config, model, images, folder, told, overwrite=overwrite, share=Share(number, of_all))
-
-
-def run_export(config: ExperimentConfig) -> Iterator[str]:
-    """Write the ONNX file.
-
-    Returns:
-        Lines that say where, and how far ONNX Runtime and PyTorch differ.
-
-    Raises:
-        ConfigError: no checkpoint, weights that do not fit, or a library is missing.
-    """
-    held = config.export
-    folder = begin(config, "export")
-    if not held.checkpoint:
-        raise ConfigError("export.checkpoint is empty: name a checkpoint that train wrote")
-    stage1, key = make_stage1(config).eval(), config.encryption_key or ""
-    load_stage1(stage1, Path(held.checkpoint), key)
-    projector = Projector(config.model.backbone.dpt_features, config.model.sem_seg_head.depth_dim).eval()
-    if not load_projector(projector, Path(held.checkpoint), key):
-        yield "the projector of stage 2 is not in a stage 1 checkpoint: encoder_features come from one that was never trained"
-    report = export_onnx(
-        ExportModel(stage1, projector),
-        held.onnx_file_2d or folder / "stage1.onnx",
-        height=held.input_height,
-        width=held.input_width,
-        batch_size=held.batch_size,
-        opset_version=held.opset_version,
-        verbose=held.verbose,
-        on_cpu=held.on_cpu or best_device() == "cpu",
-    )
-    for name, difference in report.differences.items():
-        yield f"{name}  differs by at most {difference:.2g}"
-    yield f"{report.path}"
-
-
-def run_gen_trt_engine(config: ExperimentConfig) -> str:
-    """Build the TensorRT engine; returns its path.
-
-    Raises:
-        ConfigError: no TensorRT, no GPU, or no ONNX file.
-    """
-    held = config.gen_trt_engine
-    if not held.onnx_file or not held.trt_engine:
-        raise ConfigError("gen_trt_engine.onnx_file and gen_trt_engine.trt_engine: name the file to read and the one to write")
-    options = held.tensorrt
-    path = gen_trt_engine(
-        held.onnx_file,
-        held.trt_engine,
-        batch_size=held.batch_size,
-        workspace_mb=options.workspace_size,
-        min_batch_size=options.min_batch_size,
-        opt_batch_size=options.opt_batch_size,
-        max_batch_size=options.max_batch_size,
-        data_type=options.data_type,
-        layers_precision=options.layers_precision,
-        timing_cache=held.timing_cache,
-        gpu_id=held.gpu_id,
-        verbose=held.verbose,
-    )
-    return str(path)
 
 
 def _refuse_nodes(action: str, count: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from scenemill.pipelines.checkpoints import Checkpoint
 from scenemill.pipelines.folder import OnProgress, no_progress
 from scenemill.pipelines.predictions import Prediction, folder_of, read_prediction
 from scenemill.pipelines.runners import run_groups
@@ -53,6 +54,8 @@ class ScoreConfig:
         workers: processes.
         labels: what the model learned of the store's classes; predictions name those that it learned.
         surface: which voxels the 3D metric compares; None for those of the published numbers. Others are part of the rule's name.
+        checkpoint: what made the predictions, for curves over a training; None where that is not known.
+        settings: tells apart runs of one checkpoint under other settings; see ``SCORES``. Goes with ``checkpoint``.
     """
 
     predictions: Path
@@ -66,6 +69,8 @@ class ScoreConfig:
     workers: int = 1
     labels: LabelMap = BUILT_IN
     surface: SurfaceRule | None = None
+    checkpoint: Checkpoint | None = None
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -269,6 +274,7 @@ def summarize(counts: pa.Table, config: ScoreConfig, store: Store, run: str, sam
         "published": False,
         "origin": str(config.predictions),
         "created": datetime.now(UTC),
+        **(_point(config.checkpoint, config.settings) if config.checkpoint else {}),
     }
     rows: list[dict[str, Any]] = []
     names = _names(config.labels)
@@ -283,6 +289,12 @@ def summarize(counts: pa.Table, config: ScoreConfig, store: Store, run: str, sam
             rows.append({**common, "metric": metric, "rule": rule, "group": names.get(label, str(label)), **values, **sums})
     rows.extend({**common, **row} for row in _mean_over_limits(rows))
     return table_of(SCORES, rows)
+
+
+def _point(checkpoint: Checkpoint, settings: str) -> dict[str, Any]:
+    """Where the numbers stand on the curve of a training."""
+    place = {"epoch": checkpoint.epoch, "step": checkpoint.step}
+    return {"origin": str(checkpoint.path), "training": checkpoint.training, "settings": settings, **place}
 
 
 def _mean_over_limits(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -312,7 +312,7 @@ class EvaluateConfig:
         default=(0,), metadata=About(help="Which GPUs; 0, 1, ... where num_gpus is more than are listed.", least=0)
     )
     num_nodes: int = field(default=1, metadata=About(help="Nodes.", least=1))
-    checkpoint: str = field(default="", metadata=About(help="Checkpoint to evaluate; needed."))
+    checkpoint: str = field(default="", metadata=About(help="Checkpoint to evaluate, a folder of them, or a pattern; needed."))
     results_dir: str | None = field(default=None, metadata=About(help="Folder of results; null for results_dir/evaluate."))
     trt_engine: str | None = field(default=None, metadata=About(help="TensorRT engine.", options=("",), words=_NO_ENGINE))
     batch_size: int = field(
