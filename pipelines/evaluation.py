@@ -136,8 +136,9 @@ def evaluate_checkpoint(bench: Bench, checkpoint: Checkpoint, predictions: Path,
     Args:
         bench: on which samples and how.
         checkpoint: with what.
-        predictions: their folder; what is there is predicted again.
-        run: its name in the tables; "" for the one that scoring makes of the predictions.
+        predictions: their folder.
+        run: its name in the tables. The folder is this run's then, and what a killed attempt left there is kept, but where losses
+            are wanted. With "" all is predicted, and scoring makes a name of the predictions.
         on_progress: told of prediction and scoring.
 
     Raises:
@@ -145,7 +146,7 @@ def evaluate_checkpoint(bench: Bench, checkpoint: Checkpoint, predictions: Path,
         Corrupt: as ``run_evaluation``.
     """
     held = bench.config.evaluate
-    predict = partial(_predict_share, bench, checkpoint, predictions, on_progress)
+    predict = partial(_predict_share, bench, checkpoint, predictions, bool(run), on_progress)
     shares = run_on_devices(predict, held.num_gpus, held.gpu_ids)
     inferred = join_outcomes([outcome for outcome, _ in shares])
     if inferred.failures:
@@ -175,7 +176,14 @@ def _scoring(bench: Bench, checkpoint: Checkpoint, predictions: Path, run: str) 
 
 
 def _predict_share(
-    bench: Bench, checkpoint: Checkpoint, predictions: Path, on_progress: OnProgress, number: int, of_all: int, device: str
+    bench: Bench,
+    checkpoint: Checkpoint,
+    predictions: Path,
+    keep: bool,
+    on_progress: OnProgress,
+    number: int,
+    of_all: int,
+    device: str,
 ) -> tuple[Inferred, list[float]]:
     """Predict one of several shares of a split; what it came to, and the loss of each image where stage 1 is evaluated."""
     config = bench.config
@@ -189,7 +197,7 @@ def _predict_share(
         bench.split,
         predictions,
         no_progress if number else on_progress,
-        overwrite=True,
+        overwrite=judged or not keep,
         on_output=_judge(config, losses, device) if judged else None,
         share=Share(number, of_all),
     )

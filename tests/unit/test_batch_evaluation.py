@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from scenemill.pipelines import batch_evaluation
+from scenemill.pipelines import batch_evaluation, evaluation
 from scenemill.pipelines.batch_evaluation import run_evaluations
 from scenemill.pipelines.checkpoints import Checkpoint
 from scenemill.pipelines.evaluation import Bench, Evaluated, digest_settings, kpi_of, run_evaluation
@@ -47,7 +47,7 @@ class Stand:
         patch.setattr(batch_evaluation, "evaluate_checkpoint", self.evaluate)
 
     def evaluate(self, bench: Bench, checkpoint: Checkpoint, predictions: Path, run: str, _: OnProgress) -> Evaluated:
-        (predictions / "scene_1").mkdir(parents=True)
+        (predictions / "scene_1").mkdir(parents=True, exist_ok=True)
         self.seen.append([path.name for path in bench.predictions.iterdir()])
         if checkpoint.step == self.die_at:
             raise KeyboardInterrupt
@@ -111,7 +111,7 @@ def test_a_killed_batch_goes_on_and_leaves_nothing_behind(stand: Stand, tmp_path
     with pytest.raises(KeyboardInterrupt):
         evaluate(tmp_path / "train")
     (left,) = stand.bench.predictions.iterdir()
-    shutil.rmtree(left / "scene_1")
+    assert (left / "scene_1").is_dir()  # to go on with
     stand.die_at = None
     assert evaluate(tmp_path / "train") == [(10, False), (20, True), (30, True)]
     assert stand.steps == [10, 20, 30]
@@ -181,6 +181,30 @@ def test_runs_of_others_are_left_alone(stand: Stand, tmp_path: Path) -> None:
 def test_one_evaluation_refuses_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names several checkpoints"):
         run_evaluation(experiment(tmp_path, f"results_dir={tmp_path}"), no_progress)
+
+
+@pytest.mark.parametrize(
+    ("run", "name", "overwrite"),
+    [("r", "tiny_front3d_3d", False), ("", "tiny_front3d_3d", True), ("r", "tiny_front3d_2d", True), ("", "tiny_front3d_2d", True)],
+)
+def test_predictions_of_a_killed_run_are_kept_where_no_losses_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str, name: str, overwrite: bool
+) -> None:
+    """Stage 2 goes on within a checkpoint; stage 1 must see every image for its loss; a folder without a run may be anyone's."""
+    told: dict[str, Any] = {}
+
+    def infer(*_: Any, **given: Any) -> None:
+        told.update(given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "infer_store", infer)
+    monkeypatch.setattr(evaluation, "load_model", lambda *_: None)
+    monkeypatch.setattr(evaluation, "open_store", lambda *_: None)
+    bench = Bench(read_spec(spec_text(name), (), name), Samples(Path("store"), "test"), "v1", "s1", tmp_path, tmp_path / "tables")
+    checkpoint = Checkpoint(tmp_path / "model_epoch_001.pth", 1, 10)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate_checkpoint(bench, checkpoint, tmp_path / "told", run, no_progress)
+    assert (told["overwrite"], told["on_output"] is None) == (overwrite, name.endswith("3d"))
 
 
 # --- settings that decide numbers
