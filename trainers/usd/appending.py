@@ -17,11 +17,12 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from scenemill.schemas.errors import SourceError
 
 _BINARY: Final = b"PXR-USDC"
+_HEAD: Final = 88
 _STRUCTURE_AT: Final = 16
 _COUNT: Final = struct.Struct("<Q")
 _PLACE: Final = struct.Struct("<q")
@@ -90,46 +91,60 @@ def _is_binary(path: Path) -> bool:
 
 
 def _opened(path: Path) -> Any:
-    from pxr import Sdf
+    from pxr import Sdf, Tf
 
     held = Sdf.Layer.Find(str(path))
-    if held:
-        held.Reload(True)
-    layer = held or Sdf.Layer.FindOrOpen(str(path))
+    try:
+        if held:
+            held.Reload(True)
+        layer = held or Sdf.Layer.FindOrOpen(str(path))
+    except Tf.ErrorException as error:
+        raise _damaged(path, str(error).strip()[:200]) from error
     if not layer:
-        raise SourceError("container", f"no USD file at {path}", "a file that this log or Kaolin wrote; move it away to begin anew")
+        raise _damaged(path, "neither binary nor text")
     return layer
+
+
+def _damaged(path: Path, what: str) -> SourceError:
+    return SourceError("container", f"no readable USD file at {path} ({what})", "one of a log; move it away to begin anew")
 
 
 def _open_beside_structure(path: Path) -> Any:
     """A layer that will be saved after the end of the file, and not over the structure that readers use."""
     handle = os.open(path, os.O_RDWR)
     try:
-        live = os.pread(handle, _PLACE.size, _STRUCTURE_AT)
-        os.pwrite(handle, _PLACE.pack(_copy_structure(handle, *_PLACE.unpack(live))), _STRUCTURE_AT)
+        live, end = os.pread(handle, _PLACE.size, _STRUCTURE_AT), os.fstat(handle).st_size
+        structure = _moved_structure(path, handle, live, end)
+        os.pwrite(handle, structure.data, end)
+        os.pwrite(handle, _PLACE.pack(structure.table_at), _STRUCTURE_AT)
         try:
             return _opened(path)
+        except SourceError:
+            os.ftruncate(handle, end)
+            raise
         finally:
             os.pwrite(handle, live, _STRUCTURE_AT)
-    except (struct.error, ValueError) as error:
-        raise SourceError(
-            "container", f"a damaged USD file at {path} ({error})", "a whole one; move it away to begin anew"
-        ) from error
     finally:
         os.close(handle)
 
 
-def _copy_structure(handle: int, table_at: int) -> int:
-    """Put a copy of the structure at the end of a file; where its table of sections is."""
-    end = os.fstat(handle).st_size
-    count = int(_COUNT.unpack(os.pread(handle, _COUNT.size, table_at))[0])
-    rows_at = table_at + _COUNT.size
-    rows: list[tuple[bytes, int, int]] = list(_SECTION.iter_unpack(os.pread(handle, count * _SECTION.size, rows_at)))
-    start = min(at for _, at, _ in rows)
-    stop = max(rows_at + count * _SECTION.size, *(at + size for _, at, size in rows))
-    copy = bytearray(os.pread(handle, stop - start, start))
-    shift = end - start
+class _Structure(NamedTuple):
+    data: bytes
+    table_at: int
+
+
+def _moved_structure(path: Path, handle: int, place: bytes, end: int) -> _Structure:
+    """The structure of a file as it would be at its end, and where its table of sections would be."""
+    table_at = _PLACE.unpack(place)[0] if len(place) == _PLACE.size else 0
+    count = _COUNT.unpack(os.pread(handle, _COUNT.size, table_at))[0] if _HEAD <= table_at <= end - _COUNT.size else 0
+    rows_at, stop = table_at + _COUNT.size, table_at + _COUNT.size + count * _SECTION.size
+    rows: list[tuple[bytes, int, int]] = (
+        list(_SECTION.iter_unpack(os.pread(handle, stop - rows_at, rows_at))) if stop <= end else []
+    )
+    if not rows or not all(_HEAD <= at <= at + size <= end for _, at, size in rows):
+        raise _damaged(path, "its table of sections leads outside the file")
+    start, stop = min(at for _, at, _ in rows), max(stop, *(at + size for _, at, size in rows))
+    copy, shift = bytearray(os.pread(handle, stop - start, start)), end - start
     moved = b"".join(_SECTION.pack(name, at + shift, size) for name, at, size in rows)
     copy[rows_at - start : rows_at - start + len(moved)] = moved
-    os.pwrite(handle, copy, end)
-    return table_at + shift
+    return _Structure(bytes(copy), table_at + shift)

@@ -11,7 +11,7 @@ Source: the value resolution of OpenUSD, and the rules for writers of the Timela
 from bisect import bisect_left, bisect_right
 from typing import Any
 
-from scenemill.trainers.usd.arrays import same_value
+from scenemill.trainers.usd.arrays import is_stepped, same_value
 
 
 class Timeline:
@@ -25,9 +25,7 @@ class Timeline:
     def __init__(self, layer: Any, time: float) -> None:
         times = sorted(layer.ListAllTimeSamples())
         at, behind = bisect_left(times, time), bisect_right(times, time)
-        self.layer, self.time = layer, time
-        self._first = times[0] if times else time
-        self._last = times[-1] if times else time
+        self.layer, self.time, self._times = layer, time, times
         self._before = times[at - 1] if at else None
         self._after = times[behind] if behind < len(times) else None
 
@@ -46,9 +44,10 @@ class Timeline:
             attribute.default = value
             return
         kept = {time: self.value_at(attribute, time) for time in self._disturbed(attribute, stepped)}
-        for time, old in {**kept, self.time: value}.items():
-            if old is not None:
-                self.layer.SetTimeSample(attribute.path, time, old)
+        held = {time: value for time in self._until_next(attribute, stepped) if self.value_at(attribute, time) is None}
+        for time, one in {**kept, **held, self.time: value}.items():
+            if one is not None:
+                self.layer.SetTimeSample(attribute.path, time, one)
 
     def value_at(self, attribute: Any, time: float) -> Any:
         """The value last given at a time or before it, else the default, else None."""
@@ -58,9 +57,17 @@ class Timeline:
         return self.layer.QueryTimeSample(attribute.path, lower) if lower <= time else None
 
     def close(self) -> None:
-        """Say in the layer from when to when there are samples."""
-        self.layer.startTimeCode = min(self._first, self.time)
-        self.layer.endTimeCode = max(self._last, self.time)
+        """Let everything else hold at this time too, and say in the layer from when to when there are samples."""
+        if self._before is not None and self._after is not None:
+            self.layer.Traverse("/", self._hold)
+        self.layer.startTimeCode = min([*self._times[:1], self.time])
+        self.layer.endTimeCode = max([*self._times[-1:], self.time])
+
+    def _hold(self, path: Any) -> None:
+        """Write what an attribute holds by now at a time at which USD would blend its samples."""
+        attribute = self.layer.GetAttributeAtPath(path) if path.IsPropertyPath() else None
+        if attribute and not is_stepped(str(attribute.typeName)) and self._is_blended(attribute):
+            self.layer.SetTimeSample(path, self.time, self.value_at(attribute, self.time))
 
     def _is_sampled(self, attribute: Any) -> bool:
         return bool(self.layer.GetNumTimeSamplesForPath(attribute.path))
@@ -72,11 +79,18 @@ class Timeline:
     def _disturbed(self, attribute: Any, stepped: bool) -> set[float]:
         """The other iterations at which a sample at this one would change what is read."""
         times = {self._after}
-        if not self._is_sampled(attribute):
-            times.add(self._first if self._first < self.time else None)  # the default counts no more once there are samples
+        if not self._is_sampled(attribute) and self._before is not None:
+            times.add(self._times[0])  # the default counts no more once there are samples
         if not stepped:
             times.add(self._before)
         return {time for time in times if time is not None and not self._has_sample(attribute, time)}
+
+    def _until_next(self, attribute: Any, stepped: bool) -> list[float]:
+        """The last iteration before the attribute's next sample, up to which a value given now shall hold unblended."""
+        sampled, _, upper = self.layer.GetBracketingTimeSamplesForPath(attribute.path, self.time)
+        if stepped or not sampled or upper <= self.time:
+            return []
+        return [time for time in self._times[: bisect_left(self._times, upper)][-1:] if time > self.time]
 
     def _has_sample(self, attribute: Any, time: float) -> bool:
         sampled, lower, _ = self.layer.GetBracketingTimeSamplesForPath(attribute.path, time)
