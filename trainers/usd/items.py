@@ -81,6 +81,8 @@ def summarise(path: Path) -> Summary:
         layer = Sdf.Layer.OpenAsAnonymous(str(path))  # the file as it is now, whoever else has it open
     except Tf.ErrorException as error:
         raise SourceError("container", f"no readable USD file at {path} ({str(error).strip()[:200]})", "a USD file") from error
+    if not layer:
+        raise SourceError("container", f"no readable USD file at {path}", "a USD file")
     found: set[str] = set()
     layer.Traverse("/", lambda place: found.add(place.name) if place.IsPropertyPath() else None)
     return Summary(sorted(layer.ListAllTimeSamples()), [name for key, name in ATTRIBUTES.items() if key in found])
