@@ -235,7 +235,7 @@ def test_halved_precision_is_nearly_the_same(name: str, dtype: torch.dtype, widt
 def test_gradients_of_weights_add_up_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ones, a row at a time: a sum in bfloat16 would never get beyond 256."""
     monkeypatch.setattr(sparse_kernels, "THREAD_BYTES", 1)
-    tensor, layer = made_up(1, share=0.8), made("submanifold", 1, 1, dtype=torch.float32)
+    tensor, layer = made_up(1, share=0.8), SubmanifoldConv(1, 1)
     ones = torch.ones(len(tensor.support), 1)
     with torch.autocast("cpu", torch.bfloat16):
         found = layer(tensor.with_features(ones)).features
