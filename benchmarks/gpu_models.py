@@ -154,7 +154,7 @@ def bench_sparse(device: torch.device) -> None:
         moved = (coords.to(device), features.to(device).requires_grad_())
 
         def run(layer: Any = layer, moved: Any = moved) -> None:
-            layer(sparse_tensor(*moved, stride=2)).features.square().sum().backward()
+            layer(sparse_tensor(moved[0], moved[1], stride=2)).features.square().sum().backward()
 
         print(f"{name}: equal to the CPU within rounding; {len(coords)} rows {milliseconds(run, device, 5):.1f} ms")
 

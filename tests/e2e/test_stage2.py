@@ -157,7 +157,7 @@ def test_inference_writes_the_documented_files(trained: tuple[str, Path, Path, T
     assert found.panoptic_2d.shape == (30, 40)
     assert found.panoptic_3d is not None and found.distance is not None
     assert found.panoptic_3d.shape == found.distance.shape == (GRID,) * 3
-    assert 0 <= found.distance.min() and found.distance.max() == pytest.approx(config.model.frustum3d.truncation)
+    assert found.distance.min() >= 0 and found.distance.max() == pytest.approx(config.model.frustum3d.truncation)
     with np.load(folder / "semantic.npz") as archive:
         assert np.array_equal(archive["data"], class_volume(found))
     told = json.loads((folder / "segments.json").read_text())
