@@ -13,6 +13,7 @@ import typer
 
 import scenemill
 from scenemill.pipelines.cli_experiments import register
+from scenemill.pipelines.cli_view import view
 from scenemill.schemas.config import IngestConfig, parse_max_rejected
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
 
@@ -63,7 +64,7 @@ def main() -> None:
     except SceneMillError as error:
         _fail(error, 1)
     except ModuleNotFoundError as error:
-        _fail(ConfigError(f"{error.name} is not installed; this verb needs: pip install 'scenemill[ingest,tables,train]'"), 2)
+        _fail(ConfigError(f"{error.name} is not installed; this verb needs: pip install 'scenemill[ingest,tables,train,view]'"), 2)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the command line library
             error.show()  # type: ignore[attr-defined]
@@ -496,6 +497,7 @@ def report(
 
 
 register(app)
+app.command()(view)
 
 if __name__ == "__main__":
     main()

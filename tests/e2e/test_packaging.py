@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "pipelines" / "page"
 SHIPPED = ("scenemill", "schemas", "validators", "transforms", "trainers", "pipelines")
 
 
@@ -30,7 +31,9 @@ def test_a_built_wheel_holds_every_module_and_runs(tmp_path: Path) -> None:
     }
     specs = {f"scenemill/pipelines/shipped/{path.name}" for path in (ROOT / "pipelines" / "shipped").glob("*.yaml")}
     assert len(specs) == 8
-    assert held == {*modules, *specs, "scenemill/py.typed"}
+    page = {f"scenemill/pipelines/{path.relative_to(ROOT / 'pipelines').as_posix()}" for path in PAGE.rglob("*") if path.is_file()}
+    assert len(page) > 10
+    assert held == {*modules, *specs, *page, "scenemill/py.typed"}
     script = "import scenemill, scenemill.pipelines.cli, scenemill.transforms.worlds; print(scenemill.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)

@@ -38,6 +38,8 @@ HOMES = {
     "tensorrt": ("trainers/nvpanoptix3d/export.py",),
     "pyrage": ("trainers/checkpoint.py",),
     "wandb": ("trainers/status.py",),
+    "starlette": ("pipelines/view_server.py", "pipelines/view_guard.py"),
+    "uvicorn": ("pipelines/view.py",),
 }
 
 

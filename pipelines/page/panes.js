@@ -1,0 +1,471 @@
+// Panes: each shows one thing in space, a picture, or a plane of a volume, with its own choices above it.
+
+import { getFrame } from "./api.js";
+import { around, steer } from "./camera.js";
+import { colorModes } from "./colors.js";
+import { choice, count, fill, h, short } from "./dom.js";
+import * as state from "./model.js";
+import { dispose, makeObjects } from "./objects.js";
+import { drawPicture, makePicture, tellPixel } from "./plane.js";
+import * as stage from "./stage.js";
+
+const { model } = state;
+const LIGHT = "#fbfcfd";
+const DARK = "#161b22";
+const SHARPEST = 2; // pixels of the canvas to one of the page
+
+/** A pane on the page. It is told of changes, and loads and draws by itself. */
+export class Pane {
+  /** @param {number} number its place among the panes */
+  constructor(number) {
+    this.number = number;
+    this.frame = null;
+    this.objects = null;
+    this.picture = null;
+    this.error = null;
+    this.wanted = this.shown = "";
+    this.moving = false;
+    this.canvas = h("canvas", { tabindex: 0 });
+    this.head = h("div.pane-head");
+    this.slider = h("input", { type: "range", min: 0, "aria-label": "plane", hidden: true });
+    this.words = h("span.words");
+    this.foot = h("div.pane-foot", {}, this.slider, this.words);
+    this.note = h("div.pane-note", { role: "status", hidden: true });
+    this.hint = h("div.pane-hint", { hidden: true });
+    this.body = h("div.pane-body", {}, this.canvas, this.note, this.hint);
+    this.element = h("section.pane", { onpointerdown: () => this.activate() }, this.head, this.body, this.foot);
+    this.listen();
+  }
+
+  get spec() {
+    return model.panes[this.number];
+  }
+
+  get isFlat() {
+    return this.spec.kind !== "scene";
+  }
+
+  get camera() {
+    return state.cameraOf(this.number, this.frame?.header.up ?? "Y");
+  }
+
+  activate() {
+    if (model.active !== this.number) state.change({ active: this.number });
+  }
+
+  listen() {
+    new ResizeObserver(() => this.draw()).observe(this.body);
+    steer(this.canvas, () => (this.isFlat ? null : this.camera), (done) => this.onMoved(this.number, done));
+    this.canvas.addEventListener("dblclick", () => state.change({ whole: !model.whole, active: this.number }));
+    this.canvas.addEventListener("pointermove", (event) => this.tell(event));
+    this.canvas.addEventListener("pointerleave", () => (this.hint.hidden = true));
+    this.canvas.addEventListener("wheel", (event) => this.turnPages(event), { passive: false });
+    this.slider.addEventListener("input", () => state.changePane(this.number, { index: Number(this.slider.value) }));
+  }
+
+  /** Set by those who own the panes: a camera was moved here. */
+  onMoved() {}
+
+  /** Take up a change of the state. */
+  update(names) {
+    this.element.classList.toggle("active", this.number === model.active && model.panes.length > 1);
+    if (["panes", "index", "sample", "whole"].some((name) => names.has(name))) this.makeHead();
+    this.remake();
+    this.load();
+    this.draw();
+  }
+
+  // What it shows -----------------------------------------------------------------------------------------------------------
+
+  /** What to ask for, as [path, parameters, stamp]; null where there is nothing to show. */
+  request() {
+    const { root: name, what, kind, axis, detail } = this.spec;
+    const root = state.rootOf(name);
+    if (!root) return null;
+    if (root.kind === "log") return this.requestOfLog();
+    const held = model.sample?.roots[name];
+    if (!held?.shows.some((one) => one.kind === kind && one.what === what)) return null;
+    const item = model.sample.key;
+    if (kind === "scene") return ["/api/scene", { root: name, item, what, detail }, held.stamp];
+    return ["/api/plane", { root: name, item, what, ...(kind === "volume" ? { axis, index: this.index } : {}) }, held.stamp];
+  }
+
+  requestOfLog() {
+    const item = state.itemOf(this.spec);
+    if (!item) return null;
+    const time = nearest(state.timesOf(this.spec), this.spec.pin ?? model.time);
+    return ["/api/scene", { root: this.spec.root, item: item.item, time, detail: this.spec.detail }, item.stamp];
+  }
+
+  /** How many planes the volume has; 1 of all else. */
+  get planes() {
+    const shows = model.sample?.roots[this.spec.root]?.shows ?? [];
+    return shows.find((one) => one.what === this.spec.what && one.kind === "volume")?.size ?? 1;
+  }
+
+  get index() {
+    const { index } = this.spec;
+    return index < 0 ? Math.floor(this.planes / 2) : Math.min(index, this.planes - 1);
+  }
+
+  turnPages(event) {
+    if (this.spec.kind !== "volume") return;
+    event.preventDefault();
+    this.step(Math.sign(event.deltaY));
+  }
+
+  step(planes) {
+    const index = Math.min(Math.max(this.index + planes, 0), this.planes - 1);
+    state.changePane(this.number, { index });
+  }
+
+  /** Load what is wanted; while one thing is under way, only the latest wish is kept. */
+  async load() {
+    const request = this.request();
+    this.wanted = JSON.stringify(request);
+    if (!request) this.show(null, this.whyNothing());
+    if (!request || this.loading || this.wanted === this.shown) return;
+    this.loading = true;
+    const asked = this.wanted;
+    const busy = setTimeout(() => this.element.classList.add("busy"), 150);
+    try {
+      const frame = await getFrame(...request, this.frame);
+      if (asked === this.wanted || !this.frame) this.show(frame, null);
+    } catch (error) {
+      this.show(this.frame, error);
+    }
+    clearTimeout(busy);
+    this.element.classList.remove("busy");
+    this.loading = false;
+    this.shown = asked;
+    if (this.wanted !== this.shown) await this.load();
+    this.onLoaded();
+  }
+
+  /** Set by those who own the panes: it has what it wanted. */
+  onLoaded() {}
+
+  get isReady() {
+    return !this.loading && this.wanted === this.shown;
+  }
+
+  /** Ask again for what was refused. */
+  retry() {
+    if (this.error) this.shown = "";
+    this.load();
+  }
+
+  /** Make everything anew: the graphics card has lost it. */
+  forget() {
+    this.madeOf = null;
+    this.remake();
+    this.draw();
+  }
+
+  /** Colour it the next way. */
+  nextMode() {
+    const { modes } = this;
+    if (modes.length) state.changePane(this.number, { mode: modes[(modes.indexOf(this.mode) + 1) % modes.length] });
+  }
+
+  whyNothing() {
+    const root = state.rootOf(this.spec.root);
+    if (!root) return { what: `Nothing called "${this.spec.root}" is shown.`, now: "Choose another above." };
+    if (root.kind === "log") return { what: `No item ${this.spec.item}.`, now: "It may come; or choose another above." };
+    if (!model.sample) return { what: "No sample is chosen.", now: "Choose one on the left." };
+    return { what: `${root.name} has no ${this.spec.what} of this sample.`, now: "Choose another above." };
+  }
+
+  show(frame, error) {
+    if (frame !== this.frame) {
+      const isNew = Boolean(frame) && !this.frame;
+      this.frame = frame;
+      this.remake();
+      this.makeHead();
+      if (isNew) this.onNew();
+    }
+    this.error = error;
+    this.tellState();
+    this.draw();
+  }
+
+  /** Set by those who own the panes: something is shown for the first time. */
+  onNew() {}
+
+  /** Make what is drawn anew where frame or look are others than those it was made of. */
+  remake() {
+    const look = JSON.stringify({ ...this.look, hidden: Object.entries(model.hidden).map(([name, ids]) => [name, [...ids]]) });
+    if (this.madeOf?.frame === this.frame && this.madeOf.look === look) return;
+    this.madeOf = { frame: this.frame, look };
+    if (this.objects) dispose(this.objects.group);
+    this.objects = this.picture = null;
+    if (!this.frame) return;
+    if (this.frame.header.frame === "plane") this.picture = makePicture(this.frame, model.hidden);
+    else this.objects = makeObjects(this.frame, this.look);
+    this.tellState();
+  }
+
+  get modes() {
+    return this.frame?.header.frame === "scene" ? colorModes(this.frame) : [];
+  }
+
+  get mode() {
+    return this.modes.includes(this.spec.mode) ? this.spec.mode : this.modes[0];
+  }
+
+  get look() {
+    const { hidden, wire, smooth, backs, pointSize } = model;
+    return { hidden, wire, smooth, backs, pointSize, mode: this.mode, material: this.spec.material };
+  }
+
+  get isSeen() {
+    return !this.element.hidden && !this.isFlat && this.body.clientHeight > 0;
+  }
+
+  get aspect() {
+    return this.body.clientWidth / this.body.clientHeight;
+  }
+
+  get box() {
+    const bounds = this.frame?.header.bounds;
+    return bounds ? { low: bounds[0], high: bounds[1] } : null;
+  }
+
+  // What is drawn -----------------------------------------------------------------------------------------------------------
+
+  draw() {
+    if (this.drawing) return;
+    this.drawing = requestAnimationFrame(() => {
+      this.drawing = 0;
+      this.drawNow();
+    });
+  }
+
+  drawNow() {
+    const sharpness = Math.min(devicePixelRatio, SHARPEST);
+    const [width, height] = [this.body.clientWidth, this.body.clientHeight].map((size) => Math.round(size * sharpness));
+    if (!width || !height || !this.spec) return;
+    if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
+    const background = model.dark ? DARK : LIGHT;
+    if (this.picture) this.place = drawPicture(this.canvas, this.picture, background);
+    else {
+      const share = this.moving ? stage.pace.share : 1;
+      const { ortho, grid } = model;
+      stage.draw(this.canvas, this.objects?.group, this.camera, { ortho, grid, share, background, box: this.box });
+      if (this.objects && this.box) this.drawAxes(sharpness);
+    }
+  }
+
+  /** Where the axes point, small in a corner, and how wide the squares of the floor are in another. */
+  drawAxes(sharpness) {
+    const paint = this.canvas.getContext("2d");
+    const { unit } = this.frame.header;
+    const { right, up } = this.camera.frame;
+    const [x, y, reach] = [26 * sharpness, this.canvas.height - 26 * sharpness, 15 * sharpness];
+    paint.lineWidth = 1.5 * sharpness;
+    paint.font = `${10 * sharpness}px system-ui, sans-serif`;
+    paint.textAlign = "center";
+    paint.textBaseline = "middle";
+    [["x", "#c8443c"], ["y", "#3c8f4a"], ["z", "#3566c0"]].forEach(([name, color], axis) => {
+      const [across, down] = [right[axis] * reach, -up[axis] * reach];
+      paint.strokeStyle = paint.fillStyle = color;
+      paint.beginPath();
+      paint.moveTo(x, y);
+      paint.lineTo(x + across, y + down);
+      paint.stroke();
+      paint.fillText(name, x + across * 1.45, y + down * 1.45);
+    });
+    if (!model.grid) return;
+    paint.fillStyle = "#7c8896";
+    paint.textAlign = "right";
+    paint.fillText(`□ ${short(stage.squareOf(this.box))}${unit && ` ${unit}`}`, this.canvas.width - 8 * sharpness, this.canvas.height - 11 * sharpness);
+  }
+
+  tell(event) {
+    if (!this.picture || !this.place) return;
+    const sharpness = this.canvas.width / this.canvas.clientWidth;
+    const { left, top, scale } = this.place;
+    const [column, row] = [(event.offsetX * sharpness - left) / scale, (event.offsetY * sharpness - top) / scale].map(Math.floor);
+    const text = tellPixel(this.frame, column, row);
+    this.hint.hidden = !text;
+    this.hint.textContent = text;
+  }
+
+  // What is written ---------------------------------------------------------------------------------------------------------
+
+  makeHead() {
+    const pinned = this.spec.pin !== null;
+    const isLog = state.rootOf(this.spec.root)?.kind === "log";
+    refill(
+      this.head,
+      choice("what is shown", showable(), addressOf(this.spec), (value) => state.changePane(this.number, readAddress(value))),
+      isLog ? this.makeIds() : null,
+      this.modes.length ? this.makeModes() : null,
+      this.makeMaterials(),
+      this.spec.kind === "volume" ? this.makeAxis() : null,
+      h("span.space"),
+      isLog ? this.makeButton("pin", pinned ? "let it follow the timeline" : "let it stay at this iteration", pinned, () => this.pin()) : null,
+      this.makeButton("⤢", model.whole ? "all panes" : "this pane alone", model.whole, () =>
+        state.change({ whole: !model.whole, active: this.number }),
+      ),
+      this.makeButton("✕", "close this pane", false, () => state.removePane(this.number)),
+    );
+  }
+
+  makeButton(text, title, isOn, onclick) {
+    return h("button.small", { title, "aria-label": title, "aria-pressed": String(isOn), onclick }, text);
+  }
+
+  makeIds() {
+    const own = state.itemOf(this.spec);
+    const items = state.rootOf(this.spec.root).items.filter((item) => item.type === own?.type && item.category === own?.category);
+    if (items.length < 2) return null;
+    const options = items.map((item) => [item.item, `#${item.id}${item.error ? " (broken)" : ""}`]);
+    return choice("sample", [{ group: "", options }], this.spec.item, (item) => state.changePane(this.number, { item }));
+  }
+
+  makeModes() {
+    const options = this.modes.map((mode) => [mode, mode]);
+    return choice("coloured by", [{ group: "", options }], this.mode, (mode) => state.changePane(this.number, { mode }));
+  }
+
+  makeMaterials() {
+    const names = (this.frame?.header.parts ?? []).flatMap((part) => Object.keys(part.materials));
+    if (this.mode !== "material" || names.length < 2) return null;
+    const options = names.map((name) => [name, name]);
+    return choice("material", [{ group: "", options }], this.spec.material || names[0], (material) =>
+      state.changePane(this.number, { material }),
+    );
+  }
+
+  makeAxis() {
+    const names = { x: "side, across x", y: "top, across y", z: "front, across z" };
+    return choice("cut", [{ group: "", options: Object.entries(names) }], this.spec.axis, (axis) => state.changePane(this.number, { axis }));
+  }
+
+  pin() {
+    const times = state.timesOf(this.spec);
+    state.changePane(this.number, { pin: this.spec.pin === null ? nearest(times, model.time) : null });
+  }
+
+  tellState() {
+    const error = this.error ?? (this.isFlat || !this.frame ? null : this.whyUndrawn());
+    this.note.hidden = !error;
+    this.note.classList.toggle("over", Boolean(error && this.frame));
+    if (error) fill(this.note, h("b", {}, error.kind ?? "Nothing to show"), h("p", {}, error.what), error.now ? h("p.faint", {}, error.now) : null);
+    this.slider.hidden = this.frame?.header.axis ? this.spec.kind !== "volume" : true;
+    Object.assign(this.slider, { max: this.planes - 1, value: this.index });
+    fill(this.words, this.frame ? this.footWords() : "");
+  }
+
+  whyUndrawn() {
+    if (stage.missing) return { kind: "No drawing in space", what: stage.missing };
+    const { parts, bounds } = this.frame.header;
+    if (!parts.length) return { what: "The file has nothing of this kind at this iteration." };
+    return bounds ? null : { what: "It is empty at this iteration." };
+  }
+
+  footWords() {
+    const { header } = this.frame;
+    if (header.frame === "plane") return this.planeWords(header);
+    const { triangles, points, voxels } = this.objects ?? {};
+    const amounts = [voxels ? `${count(voxels)} voxels` : "", points ? `${count(points)} points` : "", triangles && !voxels ? `${count(triangles)} triangles` : ""];
+    const size = this.box ? this.box.high.map((high, axis) => short(high - this.box.low[axis])).join(" × ") : "";
+    const isLog = state.rootOf(this.spec.root)?.kind === "log";
+    const words = [isLog ? `iteration ${header.time}` : "", ...amounts, size && `${size}${header.unit && ` ${header.unit}`}`];
+    const isCut = header.parts.some((part) => part.shown < part.present);
+    return [
+      h("span", {}, words.filter(Boolean).join(" · ")),
+      header.notes.map((note) => h("span.warn", { title: note }, note)),
+      isCut ? h("button.link", { onclick: () => state.changePane(this.number, { detail: "full" }) }, "show all") : null,
+    ];
+  }
+
+  planeWords({ title, scale, axis, index, size }) {
+    return [
+      h("span.clip", { title }, axis ? `${axis} ${index} of ${size}` : title),
+      scale ? scaleBar(scale) : null,
+    ];
+  }
+
+  /** What it shows, in a line. */
+  get title() {
+    const { root, item, what } = this.spec;
+    const { time } = this.frame?.header ?? {};
+    if (!what) return `${root} · ${item} · iteration ${time ?? ""}`;
+    return `${root} · ${model.sample?.key ?? ""} · ${what}${this.spec.kind === "volume" ? ` ${this.spec.axis} ${this.index}` : ""}`;
+  }
+
+  get stats() {
+    const { triangles = 0, points = 0, voxels = 0 } = this.objects ?? {};
+    const { time, bounds, frame } = this.frame?.header ?? {};
+    return { triangles, points, voxels, time, bounds, frame, mode: this.mode, modes: this.modes, error: this.error?.what ?? null };
+  }
+}
+
+/** Replace what an element holds; who had the focus in it has it again. */
+function refill(element, ...children) {
+  const label = element.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+  fill(element, ...children);
+  if (label) [...element.children].find((child) => child.getAttribute("aria-label") === label)?.focus();
+}
+
+function scaleBar({ low, high, unit, colors }) {
+  const steps = [0, 0.25, 0.5, 0.75, 1].map((share) => colors[Math.round(share * (colors.length - 1))]);
+  const background = `linear-gradient(90deg, ${steps.map((color) => `rgb(${color.join(",")})`).join(", ")})`;
+  return h("span.scale", {}, short(low), h("i", { style: { background } }), `${short(high)} ${unit}`);
+}
+
+/** Of sorted times the nearest one, of two the later. */
+export function nearest(times, time) {
+  return times.reduce((best, one) => (Math.abs(one - time) <= Math.abs(best - time) ? one : best), times[0] ?? 0);
+}
+
+/** All that a pane can show, in groups, as options of a select. */
+function showable() {
+  const logs = state.logRoots().map((root) => ({ group: root.name, options: optionsOfLog(root) }));
+  const samples = Object.entries(model.sample?.roots ?? {}).flatMap(([name, held]) =>
+    [["scene", "in space"], ["picture", "pictures"], ["volume", "slices"]].map(([kind, title]) => ({
+      group: `${name}: ${title}`,
+      options: held.shows.filter((one) => one.kind === kind).map((one) => [`sample ${name} ${kind} ${one.what}`, `${name} · ${one.what}`]),
+    })),
+  );
+  return [...samples, ...logs].filter(({ options }) => options.length);
+}
+
+function optionsOfLog(root) {
+  const kinds = new Map(root.items.map((item) => [`log ${root.name} ${item.type}/${item.category}`, `${item.category || "(log)"} · ${item.type}`]));
+  return [...kinds];
+}
+
+function addressOf(spec) {
+  if (state.rootOf(spec.root)?.kind !== "log") return `sample ${spec.root} ${spec.kind} ${spec.what}`;
+  return `log ${spec.root} ${spec.item.slice(0, spec.item.lastIndexOf("/"))}`;
+}
+
+function readAddress(text) {
+  const roots = model.index.roots.map((root) => root.name).sort((a, b) => b.length - a.length);
+  const [kind, rest] = [text.slice(0, text.indexOf(" ")), text.slice(text.indexOf(" ") + 1)];
+  const root = roots.find((name) => rest.startsWith(`${name} `));
+  const place = rest.slice(root.length + 1);
+  if (kind === "log") {
+    const item = state.rootOf(root).items.find((one) => one.item.startsWith(`${place}/`) && one.item.lastIndexOf("/") === place.length);
+    return { root, item: item.item, what: "", kind: "scene", pin: null, detail: "usual" };
+  }
+  const [shown, what] = place.split(" ");
+  return { root, item: "", what, kind: shown, pin: null, detail: "usual", index: -1 };
+}
+
+/** Show in every pane, by the cameras that they share, all that is there. */
+export function fitCameras(panes, force) {
+  const shared = new Map();
+  for (const pane of panes) {
+    if (pane.isFlat || !pane.box) continue;
+    shared.set(pane.camera, [...(shared.get(pane.camera) ?? []), pane.box]);
+  }
+  for (const [camera, boxes] of shared) {
+    if (camera.touched && !force) continue;
+    if (force) Object.assign(camera, camera.home, { touched: false });
+    camera.fit(around(boxes), Math.min(...panes.filter((pane) => pane.isSeen).map((pane) => pane.aspect)));
+  }
+}

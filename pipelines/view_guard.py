@@ -1,0 +1,112 @@
+"""Who may ask the viewer: readers alone, by the names it is served under, and with a token where it is served beyond this machine."""
+
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_READING: Final = ("GET", "HEAD")
+_HEADERS: Final = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+}
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    Attributes:
+        names: hosts that a request may be addressed to; None for any, which only a token makes safe.
+        token: what a request must carry, as ``?token=`` once, from then on as a cookie; "" for nothing.
+        cookie: name of the cookie; another one for each port, for browsers keep cookies by host alone.
+    """
+
+    names: frozenset[str] | None
+    token: str = ""
+    cookie: str = "scenemill"
+
+
+class Guard:
+    """An application that answers only to those who may ask, and tells browsers to load nothing from elsewhere.
+
+    Args:
+        app: what answers.
+        access: who may ask.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != "http":
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if scope["method"] not in _READING:
+            await _answer(send, 405, "only GET and HEAD are answered", {"allow": "GET, HEAD"})
+        elif not self._is_addressed(headers.get("host", "")):
+            await _answer(send, 403, "addressed to a host that the viewer is not served under")
+        elif given and self._is_token(given):
+            await _answer(send, 303, "welcome", {"location": scope["path"], "set-cookie": self._set_cookie(given)})
+        elif self._access.token and not self._is_token(_cookie(headers, self._access.cookie)):
+            await _answer(send, 403, "the token is missing or wrong: open the address that the viewer printed when it began")
+        else:
+            await self._app(scope, receive, _with_headers(send))
+
+    def _is_addressed(self, host: str) -> bool:
+        if self._access.names is None:
+            return True
+        try:
+            return (urlsplit(f"//{host}").hostname or "") in self._access.names
+        except ValueError:
+            return False
+
+    def _is_token(self, given: str) -> bool:
+        return bool(self._access.token) and hmac.compare_digest(given.encode(), self._access.token.encode())
+
+    def _set_cookie(self, token: str) -> str:
+        return f"{self._access.cookie}={token}; Path=/; HttpOnly; SameSite=Strict"
+
+
+def _cookie(headers: Mapping[str, str], name: str) -> str:
+    try:
+        held = SimpleCookie(headers.get("cookie", ""))
+    except CookieError:
+        return ""
+    return held[name].value if name in held else ""
+
+
+def _with_headers(send: Send) -> Send:
+    async def send_more(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *_encoded(_HEADERS)]}
+        await send(message)
+
+    return send_more
+
+
+async def _answer(send: Send, status: int, what: str, headers: Mapping[str, str] | None = None) -> None:
+    error: dict[str, Any] = {
+        "error": {"kind": "Refused", "what": what, "where": "", "now": "Open the page as the viewer printed it."}
+    }
+    body = json.dumps(error).encode()
+    told = {"content-type": "application/json", "content-length": str(len(body)), **_HEADERS, **(headers or {})}
+    await send({"type": "http.response.start", "status": status, "headers": _encoded(told)})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
