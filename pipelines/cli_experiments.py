@@ -186,8 +186,8 @@ def schema(action: Action) -> None:
 def demo(
     folder: Annotated[Path, typer.Argument(help="Gets rooms, a store, both trainings and the metric tables.")],
     source: Annotated[str, typer.Option(help="front3d or matterport.")] = "front3d",
-    steps_2d: Annotated[int, typer.Option(min=1, help="Training steps of stage 1.")] = 900,
-    steps_3d: Annotated[int, typer.Option(min=1, help="Training steps of stage 2.")] = 300,
+    steps_2d: Annotated[int, typer.Option(min=1, help="Training steps of stage 1.")] = 600,
+    steps_3d: Annotated[int, typer.Option(min=1, help="Training steps of stage 2.")] = 600,
 ) -> None:
     """The whole line on made-up rooms, in minutes: ingest, train both stages at a tiny size, evaluate, query."""
     from rich.console import Console

@@ -26,13 +26,16 @@ _NAMES: Final = {np.dtype(code): name for name, code in DTYPES.items()}
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def encode_frame(header: Mapping[str, Any], arrays: Arrays, known: Container[str] = ()) -> bytes:
+def encode_frame(
+    header: Mapping[str, Any], arrays: Arrays, known: Container[str] = (), keys: Mapping[str, str] | None = None
+) -> bytes:
     """A frame.
 
     Args:
         header: what there is to say besides the arrays, as JSON takes it; without "buffers".
         arrays: by name; of the dtypes in ``DTYPES``.
         known: keys of arrays that are not sent.
+        keys: those of the arrays by name, where they were computed before.
 
     >>> frame = encode_frame({"of": "a point"}, {"place": np.zeros((1, 3), np.float32)})
     >>> read, arrays = decode_frame(frame)
@@ -42,7 +45,7 @@ def encode_frame(header: Mapping[str, Any], arrays: Arrays, known: Container[str
     described, bodies, offset = {}, [], 0
     for name, array in arrays.items():
         body = np.ascontiguousarray(array)
-        key = key_of(body)
+        key = keys[name] if keys is not None else key_of(body)
         sent = key not in known
         described[name] = {
             "key": key,
@@ -71,6 +74,11 @@ def decode_frame(frame: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]
             body = np.frombuffer(frame[place : place + entry["size"]], DTYPES[entry["dtype"]])
             arrays[name] = body.reshape(entry["shape"])
     return header, arrays
+
+
+def tag_of(frame: bytes) -> str:
+    """Another one for another frame: a checksum of the header, which has those of the arrays."""
+    return hashlib.blake2b(frame[: 8 + int.from_bytes(frame[4:8], "little")], digest_size=12).hexdigest()
 
 
 def key_of(array: NDArray[Any]) -> str:

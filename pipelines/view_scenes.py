@@ -2,13 +2,14 @@
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scenemill.pipelines.view_cut import Part
-from scenemill.pipelines.view_frames import encode_frame
+from scenemill.pipelines.view_frames import encode_frame, key_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +36,20 @@ class Scene:
     @property
     def size_byte(self) -> int:
         """Of all arrays."""
-        return sum(array.nbytes for part in self.parts for array in part.arrays.values())
+        return sum(array.nbytes for array in self.arrays.values())
+
+    @cached_property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Those of all parts, as "PART/NAME"; parts are counted from 0."""
+        return {f"{number}/{name}": array for number, part in enumerate(self.parts) for name, array in part.arrays.items()}
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Checksums of the arrays."""
+        return {name: key_of(np.ascontiguousarray(array)) for name, array in self.arrays.items()}
 
     def encode(self, known: Container[str] = ()) -> bytes:
-        """The scene's frame; arrays are named "PART/NAME", parts are counted from 0."""
-        arrays = {f"{number}/{name}": array for number, part in enumerate(self.parts) for name, array in part.arrays.items()}
+        """The scene's frame."""
         header = {
             "frame": "scene",
             "parts": [_describe(part) for part in self.parts],
@@ -51,7 +61,7 @@ class Scene:
             "bounds": bounds(self.parts),
             "notes": [*self.notes, *(note for part in self.parts for note in part.notes)],
         }
-        return encode_frame(header, arrays, known)
+        return encode_frame(header, self.arrays, known, self.keys)
 
 
 @dataclass(frozen=True, eq=False)

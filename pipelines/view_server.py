@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from scenemill.pipelines.view_cut import FULL, USUAL
+from scenemill.pipelines.view_frames import tag_of
 from scenemill.pipelines.view_guard import Access, Guard
 from scenemill.pipelines.view_roots import Root, Roots, Sampled
 from scenemill.pipelines.view_scenes import Scene
@@ -90,7 +91,7 @@ class _Api:
         if name not in self._files:
             raise HTTPException(404, f"no page {name[:80]!r}")
         body, kind = self._files[name]
-        return _tagged(request, body, kind)
+        return _tagged(request, body, kind, hashlib.blake2b(body, digest_size=12).hexdigest())
 
     def index(self, request: Request) -> Response:
         tag = f'"{self._roots.revision()}"'
@@ -126,13 +127,13 @@ class _Api:
         with self._working:
             key = (root.name, item, what, time, detail, root.stamp(item))
             scene = self._scenes.get(key, lambda: root.scene(item, what, time, FULL if detail == "full" else USUAL))
-            return _tagged(request, scene.encode(frozenset(request.query_params.get("have", "").split(","))), _FRAME)
+            return _framed(request, scene.encode(frozenset(request.query_params.get("have", "").split(","))))
 
     def plane(self, request: Request) -> Response:
         root = self._root(request, Sampled)
         place = _text(request, "axis"), _count(request, "index")
         with self._working:
-            return _tagged(request, root.plane(_text(request, "item"), _text(request, "what"), *place).encode(), _FRAME)
+            return _framed(request, root.plane(_text(request, "item"), _text(request, "what"), *place).encode())
 
     def refuse(self, request: Request, error: Exception) -> Response:
         """Any error as JSON: what, where, what now."""
@@ -192,11 +193,14 @@ def _page_files() -> dict[str, tuple[bytes, str]]:
     return found
 
 
-def _tagged(request: Request, body: bytes, kind: str) -> Response:
+def _framed(request: Request, frame: bytes) -> Response:
+    return _tagged(request, frame, _FRAME, tag_of(frame))
+
+
+def _tagged(request: Request, body: bytes, kind: str, tag: str) -> Response:
     """An answer that is not sent again where the asker has it."""
-    tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
-    headers = {"etag": tag, "cache-control": "no-cache"}
-    if request.headers.get("if-none-match") == tag:
+    headers = {"etag": f'"{tag}"', "cache-control": "no-cache"}
+    if request.headers.get("if-none-match") == headers["etag"]:
         return Response(status_code=304, headers=headers)
     return Response(body, media_type=kind, headers=headers)
 

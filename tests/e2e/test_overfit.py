@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from scenemill.pipelines.evaluation import run_evaluation
+from scenemill.pipelines.exporting import run_export
 from scenemill.pipelines.query import query
 from scenemill.pipelines.specs import read_spec, spec_text
 from scenemill.pipelines.training import run_training
@@ -51,6 +52,10 @@ def test_a_short_training_lifts_pq_far_above_the_untrained_model(tmp_path: Path,
     after = learned(source, raw, tmp_path / "after", *more, f"train.optim.max_steps={steps}")
     assert max(before.values()) < 0.05
     assert min(after.values()) > least
+    checkpoint = tmp_path / "after" / "train" / "panoptic_recon_3d_model_latest.pth"
+    settings = [f"results_dir={tmp_path}", f"export.checkpoint={checkpoint}", "export.on_cpu=true"]
+    *told, path = run_export(read_spec(spec_text(f"tiny_{source}_2d"), settings, source))  # logits of tens, held against PyTorch
+    assert Path(path).is_file() and any("pred_masks" in line for line in told)
 
 
 @pytest.mark.full

@@ -84,7 +84,7 @@ def test_a_checkpoint_is_the_same_file_however_many_wrote_it(trained: dict[str, 
 
 
 def test_what_shares_began_one_process_finishes_and_the_reverse(raw: Path, trained: dict[str, Trained], tmp_path: Path) -> None:
-    further = ("train.optim.max_steps=3", "train.num_epochs=9")
+    further = ("train.optim.max_steps=3", "train.num_epochs=9", "train.validation_interval=9")
     resumed = {
         (begun, by): run_training(
             experiment(

@@ -102,7 +102,13 @@ class Served:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("triton")
-    given = ["model.object_mask_threshold=0", "model.overlap_threshold=0", "export.batch_size=-1", "export.on_cpu=true"]
+    given = [
+        "model.backbone.input_width=112",
+        "model.object_mask_threshold=0",
+        "model.overlap_threshold=0",
+        "export.batch_size=-1",
+        "export.on_cpu=true",
+    ]
     config = load_spec(SPEC, [*given, f"export.checkpoint={folder / 'stage2.pth'}"])
     torch.manual_seed(0)
     model = make_stage2(config).eval()

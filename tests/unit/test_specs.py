@@ -362,8 +362,8 @@ SMALL: dict[str, Any] = {
     "model.mp_occ.num_planes": 24,
     "model.frustum3d.grid_dimensions": 64,
     "model.frustum3d.frustum_dims": 64,
-    "model.frustum3d.unet_features": 4,
-    "model.frustum3d.unet_output_channels": 4,
+    "dataset.truncation_range": (0.0, 3.0),
+    "dataset.occ_truncation_lvl": (4.0, 3.0),
     "model.projection.voxel_size": 0.12,
     "model.projection.depth_feature_dim": 32,
     "train.optim.lr": 1e-3,
@@ -372,12 +372,14 @@ SMALL: dict[str, Any] = {
 STEPS: dict[str, tuple[Any, Any, Any, Any]] = {
     "dataset.train.batch_size": (2, 1, 2, 1),
     "dataset.train.num_workers": (2, 2, 2, 2),
-    "train.num_epochs": (600, 40, 600, 40),  # so many that the steps end the training
-    "train.optim.max_steps": (600, 40, 600, 40),
+    "train.num_epochs": (600, 600, 600, 600),  # so many that the steps end the training
+    "train.optim.max_steps": (600, 600, 600, 600),
     "train.optim.backbone_multiplier": (1.0, 0.1, 1.0, 0.1),
-    "train.validation_interval": (100, 1, 100, 1),
-    "dataset.stuff_classes": ((10, 11, 12), None, None, None),
-    "train.checkpoint_interval": (100, 20, 100, 20),
+    "train.validation_interval": (100, 100, 100, 100),
+    "dataset.stuff_classes": ((10, 11, 12), (10, 11, 12), None, None),
+    "train.checkpoint_interval": (100, 100, 100, 100),
+    "model.frustum3d.unet_features": (4, 8, 4, 8),
+    "model.frustum3d.unet_output_channels": (4, 16, 4, 16),
 }
 
 

@@ -134,7 +134,8 @@ class ExportReport:
         opset: of the file.
         shapes: of the input and every output by name; -1 stands for any number of images.
         plugin: whether deformable attention is the TensorRT operator. Such a file was not compared: no other runtime runs it.
-        differences: largest absolute difference from PyTorch of every output, over all batches compared; empty with ``plugin``.
+        differences: largest difference from PyTorch of every output, over all batches compared, as a share of the output's largest
+            value where that is above 1; empty with ``plugin``.
     """
 
     path: Path
@@ -472,7 +473,10 @@ def _tidy(onnx: Any, path: Path, shapes: dict[str, tuple[int, ...]]) -> Path | N
 
 
 def _compare(model: ExportModel, path: Path, size: tuple[int, int], batches: Sequence[int]) -> dict[str, float]:
-    """Largest absolute difference of every output, on random images, between ONNX Runtime and PyTorch on the CPU."""
+    """Largest difference of every output, on random images, between ONNX Runtime and PyTorch on the CPU.
+
+    As a share of the output's largest value where that is above 1: logits of trained weights are tens, and round accordingly.
+    """
     session = _library("onnxruntime", "onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     differences = dict.fromkeys(OUTPUTS, 0.0)
     for batch in batches:
@@ -480,7 +484,7 @@ def _compare(model: ExportModel, path: Path, size: tuple[int, int], batches: Seq
         for name, wanted, got in zip(OUTPUTS, model(images), session.run(None, {INPUT: images.numpy()}), strict=True):
             if got.shape != tuple(wanted.shape):
                 raise SceneMillError(f"{path.name}: {name} of {batch} images is {got.shape}, not {tuple(wanted.shape)}; report it")
-            apart = (torch.from_numpy(got).double() - wanted.double()).abs().max().item()
+            apart = ((torch.from_numpy(got).double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp(min=1)).item()
             differences[name] = apart if apart != apart else max(differences[name], apart)  # noqa: PLR0124  NaN stays
     return differences
 
