@@ -24,6 +24,10 @@ Losses = tuple[Tensor, dict[str, Tensor]]
 """The weighted sum, and every loss by name, not weighted."""
 
 
+Watch = Callable[[Batch, Any], None]
+"""Called with a batch and the network's output for it."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One of the two stages.
@@ -35,7 +39,7 @@ class Stage:
         make_criterion: the losses with their weights; has the buffer ``empty_weight``.
         inputs: of a batch, what the network is called with.
         compare: the losses of an output on its batch; points are drawn by the generator.
-        evaluate: counts over the batches of a loader, which has the samples of this process.
+        evaluate: counts over the batches of a loader, which has the samples of this process; shows each batch and what is said of it.
         kpi: the numbers of what was counted, named as in the documentation with "train", "val" or "test" where it does so.
     """
 
@@ -45,7 +49,7 @@ class Stage:
     make_criterion: Callable[[ExperimentConfig], nn.Module]
     inputs: Callable[[Batch], tuple[Any, ...]]
     compare: Callable[[nn.Module, Any, Batch, ExperimentConfig, torch.Generator], Losses]
-    evaluate: Callable[[Any, nn.Module, Iterable[Batch], ExperimentConfig], Any]
+    evaluate: Callable[[Any, nn.Module, Iterable[Batch], ExperimentConfig, Watch], Any]
     kpi: Callable[[Any, str], dict[str, float]]
 
 
@@ -190,15 +194,20 @@ def in_float32(output: Stage1Output) -> dict[str, Any]:
     }
 
 
-def _evaluate_stage1(model: nn.Module, criterion: nn.Module, loader: Iterable[Batch], config: ExperimentConfig) -> Evaluation:
+def _evaluate_stage1(
+    model: nn.Module, criterion: nn.Module, loader: Iterable[Batch], config: ExperimentConfig, watch: Watch
+) -> Evaluation:
     def compare(output: Any, batch: Batch, generator: torch.Generator) -> Losses:
+        watch(batch, output)
         return _compare_stage1(criterion, output, batch, config, generator)
 
     return evaluate_images(model, loader, config, config.dataset.name, compare)
 
 
-def _evaluate_stage2(model: Stage2, criterion: nn.Module, loader: Iterable[Batch], config: ExperimentConfig) -> VolumeEvaluation:
-    return evaluate_volumes(model, loader, config)
+def _evaluate_stage2(
+    model: Stage2, criterion: nn.Module, loader: Iterable[Batch], config: ExperimentConfig, watch: Watch
+) -> VolumeEvaluation:
+    return evaluate_volumes(model, loader, config, watch)
 
 
 def _kpi_stage1(found: Evaluation, prefix: str) -> dict[str, float]:

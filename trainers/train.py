@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from scenemill.trainers.batches import SceneDataset, SceneLoader
 from scenemill.trainers.checkpoint import checkpoint_name, find_resume, load_checkpoint, point_latest, save_checkpoint
 from scenemill.trainers.collate import Batch
 from scenemill.trainers.devices import gathered, is_sharded, load_optimizer, make_fabric, share_buffers
+from scenemill.trainers.evaluate3d import ignore_scene
 from scenemill.trainers.nvpanoptix3d.optimizer import (
     Schedule,
     clip_gradients,
@@ -30,7 +33,8 @@ from scenemill.trainers.nvpanoptix3d.optimizer import (
 )
 from scenemill.trainers.nvpanoptix3d.weights import restore
 from scenemill.trainers.order import hash_range
-from scenemill.trainers.stages import Learner, Lesson, stage_of
+from scenemill.trainers.snapshots import Snapshots
+from scenemill.trainers.stages import Learner, Lesson, Watch, stage_of
 from scenemill.trainers.status import Curves, StatusLog
 
 if TYPE_CHECKING:
@@ -283,8 +287,9 @@ class _Run:
                     time_per_step=round(taken / self.steps_per_epoch, 4),
                     eta=round(left, 1),
                 )
-            if self.validation is not None and (self.epoch % held.validation_interval == 0 or self.step == self.steps):
-                self._validate(status)
+        due = self.step % self.steps_per_epoch == 0 and self.epoch % held.validation_interval == 0
+        if due or self.step == self.steps:
+            self._validate(status)
         if self.step % self._interval() == 0:
             self.save(held.checkpoint_interval_unit)
 
@@ -294,7 +299,8 @@ class _Run:
             return
         share_buffers(self.network)
         loader = self._loader(self.validation, self.config.dataset.val.batch_size, shuffle=False)
-        own = self.stage.evaluate(self.network, self.criterion, loader, self.config)
+        batches = islice(loader, 1 if self.config.train.is_dry_run else None)
+        own = self.stage.evaluate(self.network, self.criterion, batches, self.config, self._watch(status))
         counts: Any = self.fabric.all_reduce(torch.from_numpy(own.counts).to(self.fabric.device), reduce_op="sum")
         self.kpi = self.stage.kpi(replace(own, counts=counts.cpu().numpy()), "val")
         self.network.train()
@@ -302,6 +308,15 @@ class _Run:
             self.curves.write(self.kpi, self.step)
         if status:
             status.write("RUNNING", "Validation finished.", kpi=dict(self.kpi), epoch=self.epoch, step=self.step)
+
+    def _watch(self, status: StatusLog | None) -> Watch:
+        """What writes 3D checkpoints of a validation, on the first process; it needs USD, and says so where that is missing."""
+        if status is None:
+            return ignore_scene
+        if find_spec("pxr") is None:
+            status.write("RUNNING", "No 3D checkpoints: they need usd-core, which is not installed.", verbosity="WARNING")
+            return ignore_scene
+        return Snapshots(self.folder / "timelapse", self.step, self.config).watch
 
     def save_what_is_whole(self) -> None:
         """A checkpoint of the last whole step, where that is not written yet.

@@ -24,6 +24,7 @@ from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
 from scenemill.trainers.nvpanoptix3d.weights import load_all
 from scenemill.trainers.predict import rules_of
 from scenemill.trainers.stages import stage_of
+from scenemill.trainers.timelapse import TimelapseParser
 from scenemill.trainers.train import Trained
 from scenemill.transforms.store import open_store
 from scenemill.transforms.worlds import write_world
@@ -83,6 +84,18 @@ def test_stage_2_learns_and_leaves_stage_1_as_it_is(trained: tuple[str, Path, Pa
     assert {name.split(".")[1] for name in set(after) - set(before)} == {"completion", "projector"}
     assert set(second.kpi) == {"PRQ", "RSQ", "RRQ"}
     assert all(np.isfinite(second.losses))
+
+
+def test_a_validation_leaves_predicted_and_true_surfaces(trained: tuple[str, Path, Path, Trained]) -> None:
+    *_, second = trained
+    folder = second.checkpoint.parent / "timelapse"
+    found = TimelapseParser(folder)
+    assert found.get_category_names_by_type("mesh") == ["predicted", "true"]
+    assert found.labels[10][0] == "wall"
+    for number in range(2):
+        surface = found.read("mesh", "true", number, STEPS).prims[0]
+        points = np.asarray(surface.vertices)
+        assert len(points) > 1000 and points[:, 2].max() < 0  # in front of a camera that looks along -Z
 
 
 def test_a_resumed_stage_2_takes_the_same_steps(trained: tuple[str, Path, Path, Trained], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.checkpoint import load_checkpoint
 from scenemill.trainers.nvpanoptix3d.losses import Stage1Loss
+from scenemill.trainers.timelapse import TimelapseParser
 from scenemill.trainers.train import Step
 from scenemill.transforms.worlds import write_world
 
@@ -75,6 +77,10 @@ def test_a_training_writes_documented_checkpoints_status_and_curves(raw: Path, t
     assert {"val_dpq_-1.0_epoch", "val_dpq_averages_epoch"} <= set(trained.kpi)
     assert list((folder / "tensorboard").glob("events.out.*"))
     assert "enable_3d: false" in (folder / "experiment.yaml").read_text()
+    shown = TimelapseParser(folder / "timelapse")
+    assert shown.get_category_names_by_type("pointcloud") == ["predicted", "true"]
+    points = np.asarray(shown.read("pointcloud", "true", 0, STEPS).prims[0].points)
+    assert len(points) > 10_000 and -6.5 < points[:, 2].min() < points[:, 2].max() < 0  # metres, seen along -Z
 
 
 def test_a_stopped_training_goes_on_to_the_same_curve(raw: Path, tmp_path: Path) -> None:

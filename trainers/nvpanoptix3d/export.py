@@ -484,7 +484,9 @@ def _compare(model: ExportModel, path: Path, size: tuple[int, int], batches: Seq
         for name, wanted, got in zip(OUTPUTS, model(images), session.run(None, {INPUT: images.numpy()}), strict=True):
             if got.shape != tuple(wanted.shape):
                 raise SceneMillError(f"{path.name}: {name} of {batch} images is {got.shape}, not {tuple(wanted.shape)}; report it")
-            apart = ((torch.from_numpy(got).double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp(min=1)).item()
+            apart = (
+                (torch.from_numpy(got).double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp(min=1)
+            ).item()
             differences[name] = apart if apart != apart else max(differences[name], apart)  # noqa: PLR0124  NaN stays
     return differences
 
