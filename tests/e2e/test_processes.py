@@ -108,6 +108,15 @@ def test_what_shares_began_one_process_finishes_and_the_reverse(raw: Path, train
         assert float((by_one[name] - by_two[name]).abs().max()) < 5e-3
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_stage_2_learns_on_two_processes(strategy: str, raw: Path, trained: dict[str, Trained], tmp_path: Path) -> None:
+    more = (*TWO, f"train.distributed_strategy={strategy}", f"train.checkpoint_2d={trained['alone'].checkpoint}")
+    given = settings(raw, tmp_path, *more, "train.optim.max_steps=2")
+    second = run_training(read_spec(spec_text("tiny_front3d_3d"), given, "tiny"), silent, silent)
+    assert (second.step, len(second.losses), set(second.kpi)) == (2, 2, {"PRQ", "RSQ", "RRQ"})
+    assert any(".completion." in name for name in load_checkpoint(second.checkpoint)["state_dict"])
+
+
 def test_machines_of_one_training_find_each_other(raw: Path, tmp_path: Path) -> None:
     """Two nodes of one process each, on this machine: one training, and one checkpoint, of the first node."""
     with socket.socket() as probe:
