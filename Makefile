@@ -27,8 +27,9 @@ demo: setup
 	  $(BIN)/scenemill show $(DEMO)/$$source $$key --png $(DEMO)/$$source.png || exit 1; \
 	done
 	$(BIN)/scenemill bench-loader $(DEMO)/front3d --workers 0,2 --png $(DEMO)/speed.png
+	$(BIN)/scenemill demo $(DEMO)/line
 	@echo "Done: two published, verified stores in $(DEMO); contact sheets $(DEMO)/front3d.png and $(DEMO)/matterport.png;"
-	@echo "how quickly they become batches: $(DEMO)/speed.png"
+	@echo "how quickly they become batches: $(DEMO)/speed.png; both stages trained on made-up rooms, and their numbers: $(DEMO)/line"
 
 $(LINK):
 	mkdir -p build/link
@@ -47,13 +48,15 @@ test: check
 faults: setup
 	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/faults
 
-overfit: setup  # the tiny experiments as shipped, to a PQ near 1: four minutes on two cores
-	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/e2e/test_overfit.py
+overfit: setup  # the tiny experiments as shipped, to a PQ near 1, and the whole line: half an hour on two cores
+	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/e2e/test_overfit.py tests/e2e/test_demo.py
 
 bench: setup
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/sparse.py
+	$(BIN)/python benchmarks/timelapse.py
 
 gpu-check:  # needs a GPU, torch and numpy; nothing else of this project's environment
 	PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py

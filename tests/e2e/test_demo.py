@@ -23,8 +23,9 @@ def test_the_line_runs_from_rooms_to_an_answer_and_again_without_work(tmp_path: 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("source", ["front3d", "matterport"])
-def test_the_line_lifts_prq_far_above_the_untrained_model(source: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("source", "least"), [("front3d", 80), ("matterport", 50)])
+def test_the_line_lifts_prq_far_above_the_untrained_model(source: str, least: float, tmp_path: Path) -> None:
+    """Volumes of Matterport3D have floors and things that the image does not show, and which count all the same."""
     line = run_line(tmp_path, silent, silent, source=source)
     assert line.quality("untrained") < 5
-    assert line.quality("trained") > 75
+    assert line.quality("trained") > least
