@@ -25,6 +25,7 @@ from scenemill.trainers.nvpanoptix3d.weights import load_all
 from scenemill.trainers.predict import rules_of
 from scenemill.trainers.stages import stage_of
 from scenemill.trainers.timelapse import TimelapseParser
+from scenemill.trainers.usd.records import MeshData
 from scenemill.trainers.train import Trained
 from scenemill.transforms.store import open_store
 from scenemill.transforms.worlds import write_world
@@ -94,6 +95,7 @@ def test_a_validation_leaves_predicted_and_true_surfaces(trained: tuple[str, Pat
     assert found.labels[10][0] == "wall"
     for number in range(2):
         surface = found.read("mesh", "true", number, STEPS).prims[0]
+        assert isinstance(surface, MeshData)
         points = np.asarray(surface.vertices)
         assert len(points) > 1000 and points[:, 2].max() < 0  # in front of a camera that looks along -Z
 

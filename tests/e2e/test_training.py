@@ -24,6 +24,7 @@ from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.checkpoint import load_checkpoint
 from scenemill.trainers.nvpanoptix3d.losses import Stage1Loss
 from scenemill.trainers.timelapse import TimelapseParser
+from scenemill.trainers.usd.records import PointData
 from scenemill.trainers.train import Step
 from scenemill.transforms.worlds import write_world
 
@@ -79,7 +80,9 @@ def test_a_training_writes_documented_checkpoints_status_and_curves(raw: Path, t
     assert "enable_3d: false" in (folder / "experiment.yaml").read_text()
     shown = TimelapseParser(folder / "timelapse")
     assert shown.get_category_names_by_type("pointcloud") == ["predicted", "true"]
-    points = np.asarray(shown.read("pointcloud", "true", 0, STEPS).prims[0].points)
+    cloud = shown.read("pointcloud", "true", 0, STEPS).prims[0]
+    assert isinstance(cloud, PointData)
+    points = np.asarray(cloud.points)
     assert len(points) > 10_000 and -6.5 < points[:, 2].min() < points[:, 2].max() < 0  # metres, seen along -Z
 
 
