@@ -25,8 +25,8 @@ from scenemill.trainers.nvpanoptix3d.weights import load_all
 from scenemill.trainers.predict import rules_of
 from scenemill.trainers.stages import stage_of
 from scenemill.trainers.timelapse import TimelapseParser
-from scenemill.trainers.usd.records import MeshData
 from scenemill.trainers.train import Trained
+from scenemill.trainers.usd.records import MeshData
 from scenemill.transforms.store import open_store
 from scenemill.transforms.worlds import write_world
 

@@ -24,8 +24,8 @@ from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.checkpoint import load_checkpoint
 from scenemill.trainers.nvpanoptix3d.losses import Stage1Loss
 from scenemill.trainers.timelapse import TimelapseParser
-from scenemill.trainers.usd.records import PointData
 from scenemill.trainers.train import Step
+from scenemill.trainers.usd.records import PointData
 from scenemill.transforms.worlds import write_world
 
 STEPS = 6
