@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from scenemill.pipelines.folder import OnProgress, no_progress
 from scenemill.pipelines.photos import read_image
-from scenemill.pipelines.prediction_view import draw_meshes, draw_view, to_png
+from scenemill.pipelines.prediction_view import POINTS, SURFACE, draw_meshes, draw_points, draw_view, to_png
 from scenemill.pipelines.predictions import Prediction, folder_of, write_prediction
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.experiment import ExperimentConfig
-from scenemill.schemas.labels import LABELS
+from scenemill.schemas.labels import LABELS, Label
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS, adjust_intrinsics
 from scenemill.transforms.publish import write_whole
 from scenemill.transforms.store import Store, open_store
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 FAILURES: Final = "failures.json"
-FILES: Final = ("panoptic_2d.npy", "depth_2d.npy", "view.png", "segments.json")
+FILES: Final = ("panoptic_2d.npy", "depth_2d.npy", POINTS, "view.png", "segments.json")
 """What a complete folder of stage 1 has."""
 
-VOLUME_FILES: Final = ("geometry.npz", "semantic.npz", "panoptic.npz", "mesh.ply", "mesh.usd")
+VOLUME_FILES: Final = ("geometry.npz", "semantic.npz", "panoptic.npz", "mesh.ply", SURFACE)
 """And of stage 2 besides."""
 
 _SUFFIXES: Final = (".jpg", ".png")
@@ -190,6 +190,8 @@ def list_images(
     Raises:
         ConfigError: no such folder, or no image in it.
     """
+    from scenemill.trainers.timelapse import LABELS_FILE
+
     if not images_dir.is_dir():
         raise ConfigError(f"images_dir {images_dir}: no such folder; give one with *.jpg or *.png")
     files = sorted(path for path in images_dir.iterdir() if not path.name.startswith(".") and not path.is_dir())
@@ -200,7 +202,7 @@ def list_images(
     if not images:
         told = f"; {len(others)} images of other names, such as {others[0]}: rename or convert them" if others else ""
         raise ConfigError(f"0 images under {images_dir}; expected *.jpg or *.png{told}")
-    first: dict[str, Path] = {FAILURES: results_dir / FAILURES}
+    first: dict[str, Path] = {name: results_dir / name for name in (FAILURES, LABELS_FILE)}
     holders = [first.setdefault(path.stem, path) for path in images]
     todo, facts = [], []
     for path, holder in share.of(list(zip(images, holders, strict=True))):
@@ -396,8 +398,18 @@ def _write(
     if not np.isfinite(found.depth).all() or (found.distance is not None and not np.isfinite(found.distance).all()):
         return "the model's depth or distance is no number; are its weights those of a run that went wrong?"
     try:
-        pictures = draw_meshes(config, found, intrinsic, labels) | {"view.png": to_png(draw_view(rgb, found, labels))}
+        meshes = draw_meshes(config, found, intrinsic, labels) | draw_points(config, found, rgb, intrinsic)
+        pictures = meshes | {"view.png": to_png(draw_view(rgb, found, labels))}
         write_prediction(root, key, found, intrinsic=intrinsic, pictures=pictures, labels=labels)
+        _name_classes(root, labels)
     except OSError as error:
         return f"its predictions cannot be written ({error.strerror or error})"
     return ""
+
+
+def _name_classes(root: Path, labels: Sequence[Label]) -> None:
+    """Say what class ids mean, once, as a log of 3D checkpoints does."""
+    from scenemill.trainers.timelapse import LABELS_FILE, Timelapse
+
+    if not (root / LABELS_FILE).is_file():
+        Timelapse(root).set_labels({label.id: (label.name, label.color) for label in labels})

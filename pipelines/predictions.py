@@ -7,8 +7,11 @@
     semantic.npz       data: (X, Y, Z) uint8, class of each voxel's segment, 0 is none
     segments.json      {"image_id", "stage", "intrinsic", "segments_2d": [{"id", "isthing", "category_id"}], "segments_3d": [...]}
     view.png           input, instances, classes and depth side by side, for the eye
-    mesh.ply, mesh.usd the surfaces of the volume, coloured by class
+    pointcloud_0.usd   what the pixels see, in the image's colours and with their classes
+    mesh.ply, mesh_0.usd   the surfaces of the volume, coloured by class
 
+By the names of its USD files, and with ``labels.json`` beside the folders, the whole is a log of 3D checkpoints, too: ``TimelapseParser``
+reads it.
 The order of ``segments_3d`` is the table order that the reference rule matches in. A 2D model leaves out volumes and meshes.
 Scoring reads neither pictures and meshes, nor ``semantic.npz``, nor ``intrinsic``, the image's 4 x 4 matrix: predictions made elsewhere
 may lack them.
@@ -172,10 +175,25 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 def class_volume(prediction: Prediction) -> NDArray[np.uint8]:
     """(X, Y, Z) uint8: class of the segment of each voxel of a prediction that has volumes; 0 where there is none."""
-    classes = np.zeros(1 + max(prediction.classes_3d or {0: 0}), np.uint8)
-    for segment, label in (prediction.classes_3d or {}).items():
-        classes[segment] = label
-    return classes[prediction.panoptic_3d]
+    assert prediction.panoptic_3d is not None
+    return classes_of(prediction.panoptic_3d, prediction.classes_3d or {})
+
+
+def classes_of(segments: NDArray[Any], classes: Mapping[int, int]) -> NDArray[np.uint8]:
+    """The class of each element's segment, uint8; 0 for a segment that has none.
+
+    Args:
+        segments: integers of any shape, segment ids.
+        classes: segment id -> class id.
+
+    >>> classes_of(np.array([[0, 7], [9, 7]]), {7: 3}).tolist()
+    [[0, 3], [0, 3]]
+    """
+    result = np.zeros(segments.shape, np.uint8)
+    named = segments > 0
+    found, place = np.unique(segments[named], return_inverse=True)
+    result[named] = np.array([classes.get(segment, 0) for segment in found.tolist()], np.uint8)[place]
+    return result
 
 
 def _npz(array: NDArray[Any]) -> bytes:

@@ -36,7 +36,7 @@ SEGMENT: Final = "segment"
 TABLE: Final = "segments.json"
 """The file that makes a folder a prediction."""
 
-_MESH: Final = "mesh.usd"
+_MESH: Final = "mesh_0.usd"
 _VIEW: Final = "view.png"
 _LIMIT_BYTE: Final = 1 << 28
 _PIXELS: Final = 1 << 26

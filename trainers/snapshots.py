@@ -70,7 +70,7 @@ class Snapshots:
         camera = self._camera(batch, index, (height, width))
         told = (found.depth.cpu().numpy(), found.semantic_map.cpu().numpy())
         for name, (depth, semantic) in zip(_NAMES, (told, true), strict=True):
-            points, seen = back_projected(depth, camera)
+            points, seen = back_projected(depth, camera, _EVERY)
             self._add(self._log.add_pointcloud_batch, name, points, rgb[seen], semantic_ids=semantic[seen].astype(np.int32))
 
     def _camera(self, batch: Batch, index: int, size: tuple[int, int]) -> NDArray[np.float64]:
@@ -119,12 +119,15 @@ class Snapshots:
         add(self._step, category, *map(batch, parts), **{name: batch(part) for name, part in more.items()})
 
 
-def back_projected(depth: NDArray[np.floating[Any]], camera: NDArray[np.float64]) -> tuple[NDArray[np.float32], tuple[Any, ...]]:
+def back_projected(
+    depth: NDArray[np.floating[Any]], camera: NDArray[np.float64], every: int = 1
+) -> tuple[NDArray[np.float32], tuple[Any, ...]]:
     """Where pixels with a depth are, in space with Y up and the camera looking along -Z.
 
     Args:
         depth: (H, W) floats, metres; at most 0 is none.
         camera: (3, 3) float64, pixels of the map.
+        every: take the first of so many rows and columns.
 
     Returns:
         (N, 3) float32, metres; and the row and column of each, for other maps of the same size.
@@ -132,8 +135,8 @@ def back_projected(depth: NDArray[np.floating[Any]], camera: NDArray[np.float64]
     >>> back_projected(np.full((1, 1), 2.0), np.array([[100.0, 0, -50], [0, 100, -50], [0, 0, 1]]))[0]
     array([[ 1., -1., -2.]], dtype=float32)
     """
-    row, column = np.nonzero(depth[::_EVERY, ::_EVERY] > 0)
-    row, column = row * _EVERY, column * _EVERY
+    row, column = np.nonzero(depth[::every, ::every] > 0)
+    row, column = row * every, column * every
     metres = depth[row, column]
     x, y = (column - camera[0, 2]) / camera[0, 0] * metres, (row - camera[1, 2]) / camera[1, 1] * metres
     return np.stack([x, -y, -metres], axis=1).astype(np.float32), (row, column)

@@ -36,7 +36,7 @@ from scenemill.trainers.usd.voxelgrid_io import to_occupied
 from scenemill.trainers.usd.voxelgrids import define_voxelgrid
 from scenemill.transforms.publish import write_whole
 
-__all__ = ["BatchError", "Timelapse", "TimelapseParser"]
+__all__ = ["LABELS_FILE", "BatchError", "Timelapse", "TimelapseParser"]
 
 
 class BatchError(ConfigError, AssertionError):

@@ -18,6 +18,7 @@ from scenemill.pipelines import photos, predictions
 from scenemill.pipelines.inference import FAILURES, FILES, Fact, Inferred, infer_folder, infer_store, is_complete
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.photos import read_image
+from scenemill.pipelines.prediction_view import POINTS
 from scenemill.pipelines.predictions import folder_of, read_prediction
 from scenemill.pipelines.run_inference import infer_folder_with_beam
 from scenemill.pipelines.score import ScoreConfig, score
@@ -28,6 +29,8 @@ from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.batches import SceneDataset, SceneLoader
 from scenemill.trainers.evaluate import evaluate_images
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
+from scenemill.trainers.timelapse import LABELS_FILE, TimelapseParser
+from scenemill.trainers.usd.records import PointData
 from scenemill.transforms.publish import write_whole
 from scenemill.transforms.store import Store, open_store
 
@@ -116,6 +119,26 @@ def test_each_image_gets_the_documented_files(config: ExperimentConfig, model: S
     assert json.loads((tmp_path / "results" / FAILURES).read_text()) == []
 
 
+def test_predictions_are_a_log_of_3d_checkpoints(config: ExperimentConfig, model: Stage1, images: Path, tmp_path: Path) -> None:
+    """A point for each pixel, where a pinhole camera sees it, Y up and looking along -Z, with the class of its segment."""
+    infer_folder(config, model, images, tmp_path)
+    log = TimelapseParser(tmp_path)
+    assert log.get_category_names_by_type("pointcloud") == ["a", "b", "c"]
+    assert log.labels[10][0] == "wall"
+    panoptic, depth, table = arrays_of(tmp_path / "a")
+    cloud = log.read("pointcloud", "a", 0, 0).prims[0]
+    assert isinstance(cloud, PointData) and cloud.semantic_ids is not None and cloud.colors is not None
+    points = np.asarray(cloud.points)
+    row, column = np.nonzero(depth > 0)
+    assert len(points) == len(row) == len(cloud.colors)
+    assert points[:, 2] == pytest.approx(-depth[row, column])
+    across, down = points[:, 0] / -points[:, 2], -points[:, 1] / -points[:, 2]
+    fx, fy, cx, cy = (np.asarray(table["intrinsic"])[place] / 2 for place in ((0, 0), (1, 1), (0, 2), (1, 2)))  # maps of half the size
+    assert across * fx + cx == pytest.approx(column, abs=1e-3) and down * fy + cy == pytest.approx(row, abs=1e-3)
+    classes = {segment["id"]: segment["category_id"] for segment in table["segments_2d"]}
+    assert np.asarray(cloud.semantic_ids).tolist() == [classes.get(segment, 0) for segment in panoptic[row, column].tolist()]
+
+
 def test_what_is_complete_is_skipped_and_what_is_not_is_made_whole(model: Stage1, images: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     config = load_spec(SPEC, [*KEEP_ALL, "dataset.test.batch_size=1"])  # other batches, other roundings
@@ -190,7 +213,7 @@ def test_a_bad_image_fails_alone_and_is_told(config: ExperimentConfig, model: St
     assert outcome.passed_over == ("D.JPG", "e.jpeg")
     told = json.loads((tmp_path / "results" / FAILURES).read_text())
     assert told == [{"image": fact.image, "reason": fact.reason} for fact in outcome.failures]
-    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["a", "b", "c", FAILURES]
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["a", "b", "c", FAILURES, LABELS_FILE]
 
 
 def test_a_folder_that_cannot_be_written_fails_alone(config: ExperimentConfig, model: Stage1, images: Path, tmp_path: Path) -> None:
@@ -266,7 +289,7 @@ def test_a_store_and_its_images_as_files_give_the_same(
     files, samples = content_of(tmp_path / "files"), content_of(tmp_path / "samples")
     assert files.keys() == samples.keys()
     for name in files:
-        if not name.endswith("segments.json"):  # intrinsics of a batch have single precision
+        if not name.endswith(("segments.json", POINTS)):  # intrinsics of a batch have single precision
             assert files[name] == samples[name], name
     for key in store:
         _, _, table = arrays_of(tmp_path / "samples" / folder_of(key))

@@ -177,6 +177,8 @@ def test_inference_writes_the_documented_files(trained: tuple[str, Path, Path, T
         assert np.array_equal(archive["data"], class_volume(found))
     told = json.loads((folder / "segments.json").read_text())
     assert told["stage"] == 2 and np.shape(told["intrinsic"]) == (4, 4)
+    log = TimelapseParser(tmp_path / "inference")
+    assert [log.get_category_names_by_type(kind) for kind in ("mesh", "pointcloud")] == [["a"], ["a"]]
     assert "1 there already" in run_inference(config, silent)
 
 
