@@ -86,14 +86,16 @@ class Viewer:
         self._server.run(sockets=[self._socket])
 
     def start(self) -> "Viewer":
-        """Serve in the background; returns at once, connections wait until it is ready."""
-        self._thread.start()
+        """Serve in the background, if it does not yet; returns at once, connections wait until it is ready."""
+        if self._thread.ident is None:
+            self._thread.start()
         return self
 
     def close(self) -> None:
-        """End a viewer that serves in the background."""
+        """End a viewer that serves in the background; one that was never started gives its port back."""
         self._server.should_exit = True
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._socket.close()
 
     def __enter__(self) -> "Viewer":
@@ -112,7 +114,7 @@ def serve(*paths: str | PathLike[str], port: int = 0, poll_s: float = 1.0) -> Vi
         poll_s: how often they are looked at again.
 
     Returns:
-        The viewer: ``url``, and ``close()``.
+        The viewer, which serves already: ``url``, and ``close()``; or in a ``with`` statement.
 
     Raises:
         ConfigError: no such folder, or the port is taken.

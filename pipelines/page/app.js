@@ -97,7 +97,7 @@ function tellEmpty() {
     h("h1", {}, isNothing ? "Nothing to show yet" : "No pane is open"),
     isNothing ? h("p", {}, "The viewer looked here:") : h("p", {}, "Choose something on the left, or add a pane above."),
     h("ul", {}, lines),
-    isNothing ? h("p.faint", {}, "The folders are looked at again every second: what is written appears by itself.") : null,
+    isNothing ? h("p.faint", {}, `The folders are looked at again every ${model.index?.poll_s ?? 1} s: what is written appears by itself.`) : null,
   );
 }
 
@@ -164,11 +164,9 @@ async function watch() {
 /** Take up a new index: what is shown stays, what is new appears. */
 async function take(index) {
   const key = model.sample?.key;
-  const isFollowing = model.follow;
   Object.assign(model, { index });
   if (key) model.sample = await getJson("/api/sample", { key }).catch(() => model.sample);
-  const times = state.allTimes();
-  state.change({ index, sample: model.sample, time: isFollowing && times.length ? times.at(-1) : model.time });
+  state.change({ index, sample: model.sample });
   if (!model.panes.length && defaultPanes().length) layOut("");
 }
 
@@ -181,8 +179,7 @@ async function start() {
   const first = key || (await firstKey());
   if (first) model.sample = await getJson("/api/sample", { key: first }).catch(() => null);
   if (!model.panes.length) model.panes = defaultPanes().map(state.makeSpec);
-  const times = state.allTimes();
-  state.change({ ...model, time: model.follow && times.length ? times.at(-1) : model.time });
+  state.change({ ...model });
   await settled();
 }
 

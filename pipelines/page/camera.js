@@ -21,6 +21,11 @@ export class Orbit {
     Object.assign(this, this.home, { target: [0, 0, 0], distance: 3, radius: 1 });
   }
 
+  /** Another one that looks the same way. */
+  copy() {
+    return Object.assign(new Orbit(this.up), this);
+  }
+
   /** The direction from the target to the eye. */
   get direction() {
     const [flat, high] = [Math.cos(this.elevation), Math.sin(this.elevation)];

@@ -8,13 +8,16 @@ import * as THREE from "./vendor/three/three.module.js";
  * @param {number} number of the part
  * @param {string} name of the material; the first for one that is not there
  * @param {boolean} smooth whether the mesh has normals
+ * @param {boolean} wire whether edges alone are drawn: light has no meaning for them
  */
-export function pbrMaterial(frame, number, name, smooth) {
+export function pbrMaterial(frame, number, name, smooth, wire) {
   const { materials } = frame.header.parts[number];
   const { values, maps } = materials[name] ?? Object.values(materials)[0];
+  const color = maps.diffuse ? 0xffffff : colorOf(values.diffuse ?? [0.18, 0.18, 0.18]);
   const image = (kind, isColor) => maps[kind] && makeTexture(frame.arrays[`${number}/${maps[kind].array}`], isColor && maps[kind].space !== "raw");
+  if (wire) return new THREE.MeshBasicMaterial({ color, map: image("diffuse", true) ?? null });
   const material = new THREE.MeshPhysicalMaterial({
-    color: maps.diffuse ? 0xffffff : colorOf(values.diffuse ?? [0.18, 0.18, 0.18]),
+    color,
     roughness: maps.roughness ? 1 : (values.roughness ?? 0.5),
     metalness: maps.metallic ? 1 : (values.metallic ?? 0),
     clearcoat: values.clearcoat ?? 0,

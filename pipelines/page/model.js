@@ -49,10 +49,13 @@ const listeners = new Set();
 /** Be told after every change, by the names of what changed. */
 export const onChange = (listener) => listeners.add(listener);
 
-/** Change the state, and tell. */
+/** Change the state, and tell. Who follows sees the last iteration, whatever changes. */
 export function change(changes) {
   Object.assign(model, changes);
   const names = new Set(Object.keys(changes));
+  const time = model.follow ? (allTimes().at(-1) ?? model.time) : model.time;
+  if (time !== model.time) names.add("time");
+  model.time = time;
   for (const listener of listeners) listener(names);
   remember();
 }
@@ -99,13 +102,13 @@ export function allTimes() {
   return [...new Set(model.panes.flatMap(timesOf))].sort((a, b) => a - b);
 }
 
-/** The camera of a pane: shared by all panes that show the same place, unless cameras are not linked. */
+/** The camera of a pane: shared by all panes that show the same place, unless cameras are not linked; then they begin as they were. */
 export function cameraOf(number, up = "Y") {
   const spec = model.panes[number];
   const isLog = rootOf(spec?.root)?.kind === "log";
   const place = isLog ? `log.${spec.root}` : "sample";
   const name = model.link ? place : `${place}.${number}`;
-  model.cameras[name] ??= isLog ? new Orbit(up, 30, 20) : new Orbit(up, 0, 8);
+  model.cameras[name] ??= model.cameras[place]?.copy() ?? (isLog ? new Orbit(up, 30, 20) : new Orbit(up, 0, 8));
   model.cameras[name].up = up;
   return model.cameras[name];
 }

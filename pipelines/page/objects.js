@@ -144,7 +144,7 @@ function makeMesh(frame, number, look, drawn) {
   const smooth = Boolean(normals) || look.smooth;
   if (smooth && !normals) geometry.computeVertexNormals();
   drawn.triangles += indices.vertices.length / 3;
-  const material = usesMaterial ? pbrMaterial(frame, number, look.material, smooth) : tintMaterial(look, smooth);
+  const material = usesMaterial ? pbrMaterial(frame, number, look.material, smooth, look.wire) : tintMaterial(look, smooth);
   material.wireframe = look.wire;
   material.side = look.backs ? THREE.DoubleSide : THREE.FrontSide;
   return new THREE.Mesh(geometry, material);

@@ -130,9 +130,9 @@ export class Pane {
     const busy = setTimeout(() => this.element.classList.add("busy"), 150);
     try {
       const frame = await getFrame(...request, this.frame);
-      if (asked === this.wanted || !this.frame) this.show(frame, null);
+      if (asked === this.wanted || !this.frame) this.show(Object.assign(frame, { of: request }), null);
     } catch (error) {
-      this.show(this.frame, error);
+      this.show(isSameThing(request, this.frame?.of) ? this.frame : null, error);
     }
     clearTimeout(busy);
     this.element.classList.remove("busy");
@@ -372,13 +372,19 @@ export class Pane {
     const amounts = [voxels ? `${count(voxels)} voxels` : "", points ? `${count(points)} points` : "", triangles && !voxels ? `${count(triangles)} triangles` : ""];
     const size = this.box ? this.box.high.map((high, axis) => short(high - this.box.low[axis])).join(" × ") : "";
     const isLog = state.rootOf(this.spec.root)?.kind === "log";
-    const words = [isLog ? `iteration ${header.time}` : "", ...amounts, size && `${size}${header.unit && ` ${header.unit}`}`];
+    const words = [isLog ? this.timeWords(header) : "", ...amounts, size && `${size}${header.unit && ` ${header.unit}`}`];
     const isCut = header.parts.some((part) => part.shown < part.present);
     return [
       h("span", {}, words.filter(Boolean).join(" · ")),
       header.notes.map((note) => h("span.warn", { title: note }, note)),
       isCut ? h("button.link", { onclick: () => state.changePane(this.number, { detail: "full" }) }, "show all") : null,
     ];
+  }
+
+  /** The iteration that is shown, and the one asked for where that is another. */
+  timeWords({ time }) {
+    const asked = this.spec.pin ?? model.time;
+    return time === asked ? `iteration ${time}` : `iteration ${time}, nearest to ${asked}`;
   }
 
   planeWords({ title, scale, axis, index, size }) {
@@ -401,6 +407,11 @@ export class Pane {
     const { time, bounds, frame } = this.frame?.header ?? {};
     return { triangles, points, voxels, time, bounds, frame, mode: this.mode, modes: this.modes, error: this.error?.what ?? null };
   }
+}
+
+/** Whether two requests are for one thing, at whatever iteration or plane. */
+function isSameThing([, one], other) {
+  return ["root", "item", "what"].every((name) => one[name] === other?.[1][name]);
 }
 
 /** Replace what an element holds; who had the focus in it has it again. */
@@ -456,16 +467,12 @@ function readAddress(text) {
   return { root, item: "", what, kind: shown, pin: null, detail: "usual", index: -1 };
 }
 
-/** Show in every pane, by the cameras that they share, all that is there. */
+/** Show in every pane that is seen, by the cameras that they share, all that is there. */
 export function fitCameras(panes, force) {
-  const shared = new Map();
-  for (const pane of panes) {
-    if (pane.isFlat || !pane.box) continue;
-    shared.set(pane.camera, [...(shared.get(pane.camera) ?? []), pane.box]);
-  }
-  for (const [camera, boxes] of shared) {
+  const shared = Map.groupBy(panes.filter((pane) => pane.isSeen && pane.box), (pane) => pane.camera);
+  for (const [camera, those] of shared) {
     if (camera.touched && !force) continue;
     if (force) Object.assign(camera, camera.home, { touched: false });
-    camera.fit(around(boxes), Math.min(...panes.filter((pane) => pane.isSeen).map((pane) => pane.aspect)));
+    camera.fit(around(those.map((pane) => pane.box)), Math.min(...those.map((pane) => pane.aspect)));
   }
 }

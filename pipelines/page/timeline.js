@@ -64,7 +64,7 @@ export class Timeline {
   }
 
   set(name) {
-    state.change({ [name]: !model[name], ...(name === "follow" && !model.follow ? { time: this.times.at(-1) } : {}) });
+    state.change({ [name]: !model[name] });
   }
 
   pick() {
