@@ -25,7 +25,7 @@ from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1Output
 from scenemill.trainers.order import hash_range
 from scenemill.trainers.panoptic import DEPTH_LIMITS, METRICS, PixelRule, pq_averages, score_image
-from scenemill.trainers.predict import evaluating, images_of, padded_size
+from scenemill.trainers.predict import evaluating, images_of, output_size
 from scenemill.trainers.sidefiles import label_map_of
 
 DEPTH_ERRORS: Final = ("abs_rel", "rmse_m", "delta_1")
@@ -182,7 +182,7 @@ def _of_one(output: Any, index: int) -> Any:
 def evaluate_output(batch: Batch, output: Stage1Output, config: ExperimentConfig, source: str) -> Evaluation:
     """Count one batch; see ``evaluate_images``."""
     (size,) = set(batch.sizes)  # images of one dataset have one size
-    padded, room_mask = padded_size(batch["image"], config), batch.tensors.get("room_mask")
+    padded, room_mask = output_size(batch["image"], config), batch.tensors.get("room_mask")
     found = images_of(output, padded, batch.unpadded, config, room_mask, size=size)
     true = {name: batch[name].cpu().numpy() for name in ("raw_sem_seg", "raw_inst_seg")}
     labels = label_map_of(config.dataset)

@@ -13,6 +13,8 @@ from torch.nn import functional
 from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.augment import View, prepare, resize_rgb
+from scenemill.trainers.nvpanoptix3d.aggregator import padded_size
+from scenemill.trainers.nvpanoptix3d.deformable import map_size
 from scenemill.trainers.nvpanoptix3d.frustum import inference_mask
 from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage, Rules, Size, postprocess, postprocess_reduced
 from scenemill.trainers.nvpanoptix3d.postprocess3d import PanopticVolume, postprocess_volumes
@@ -70,11 +72,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def padded_size(images: Tensor, config: ExperimentConfig) -> Size:
-    """(height, width) of (B, 3, Hp, Wp) images with the padding that the network adds: what its outputs are of."""
-    divisor = config.model.mask_former.size_divisibility
-    height, width = (-(-length // divisor) * divisor for length in images.shape[-2:])
-    return height, width
+def output_size(images: Tensor, config: ExperimentConfig) -> Size:
+    """(height, width) that the network's outputs for (B, 3, Hp, Wp) images are of: theirs, and the padding that it adds."""
+    return padded_size(map_size(images), config.model.mask_former.size_divisibility)
 
 
 def predict_images(
@@ -102,7 +102,7 @@ def predict_images(
         output: Stage1Output = model(images.to(_device(model)))
         if on_output is not None:
             on_output(output)
-        return images_of(output, padded_size(images, config), unpadded, config, room_mask, size=size)
+        return images_of(output, output_size(images, config), unpadded, config, room_mask, size=size)
 
 
 def predict_reduced(
@@ -121,7 +121,7 @@ def predict_reduced(
             output.pred_logits.float(),
             output.pred_masks.float(),
             output.pred_depths.float(),
-            padded_size(images, config),
+            output_size(images, config),
             unpadded,
             (height, width),
             rules=rules_of(config),
@@ -181,7 +181,7 @@ def images_of(
 
     Args:
         output: of the model.
-        padded: see ``padded_size``.
+        padded: see ``output_size``.
         unpadded, config, room_mask, size: see ``predict_images``.
     """
     if room_mask is not None:

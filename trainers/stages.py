@@ -18,7 +18,7 @@ from scenemill.trainers.nvpanoptix3d.losses3d import Stage2Loss, volume_targets_
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1, Stage1Output
 from scenemill.trainers.nvpanoptix3d.stage2 import Stage2, Stage2Output
 from scenemill.trainers.nvpanoptix3d.weights import load_stage1, load_stage2, load_vggt
-from scenemill.trainers.predict import rules_of
+from scenemill.trainers.predict import output_size, rules_of
 
 Losses = tuple[Tensor, dict[str, Tensor]]
 """The weighted sum, and every loss by name, not weighted."""
@@ -87,13 +87,6 @@ class Learner(nn.Module):
 def stage_of(config: ExperimentConfig) -> Stage:
     """The stage that ``dataset.enable_3d`` names."""
     return STAGE_2 if config.dataset.enable_3d else STAGE_1
-
-
-def padded_size(batch: Batch, config: ExperimentConfig) -> tuple[int, int]:
-    """(height, width) of the images of a batch after the network's own padding."""
-    divisor = config.model.mask_former.size_divisibility
-    height, width = (-(-length // divisor) * divisor for length in batch["image"].shape[-2:])
-    return height, width
 
 
 def make_stage1(config: ExperimentConfig) -> Stage1:
@@ -168,14 +161,14 @@ def _image(batch: Batch) -> tuple[Tensor]:
 def _compare_stage1(
     criterion: nn.Module, output: Stage1Output, batch: Batch, config: ExperimentConfig, generator: torch.Generator
 ) -> Losses:
-    found: Losses = criterion(in_float32(output), targets_of(batch, padded_size(batch, config)), generator)
+    found: Losses = criterion(in_float32(output), targets_of(batch, output_size(batch["image"], config)), generator)
     return found
 
 
 def _compare_stage2(
     criterion: nn.Module, output: Stage2Output, batch: Batch, config: ExperimentConfig, generator: torch.Generator
 ) -> Losses:
-    targets = volume_targets_of(batch, padded_size(batch, config))
+    targets = volume_targets_of(batch, output_size(batch["image"], config))
     found: Losses = criterion(output.volumes, output.pred_logits.float(), output.pred_masks.float(), targets, generator)
     return found
 

@@ -44,6 +44,16 @@ def input_size(height: int, width: int, input_width: int = 448) -> tuple[int, in
     return round(height * input_width / width / PATCH) * PATCH, input_width
 
 
+def padded_size(size: tuple[int, int], divisibility: int = 32) -> tuple[int, int]:
+    """(height, width) of images with the padding that the network adds: what its outputs are of.
+
+    >>> padded_size((240, 320), 32)
+    (256, 320)
+    """
+    height, width = size
+    return height + -height % divisibility, width + -width % divisibility
+
+
 def prepare_images(images: Tensor, *, size_divisibility: int = 32, input_width: int = 448) -> Tensor:
     """Images of a batch as the aggregator reads them: padded right and below with 0, resized, one frame each.
 
@@ -56,9 +66,9 @@ def prepare_images(images: Tensor, *, size_divisibility: int = 32, input_width: 
         (B, 1, 3, H', W') float32, 0..1; not yet normalised, which the aggregator does.
     """
     height, width = int(images.shape[-2]), int(images.shape[-1])  # plain integers, so that a traced graph holds constants
-    below, right = -height % size_divisibility, -width % size_divisibility
-    padded = functional.pad(images.float(), (0, right, 0, below)) / 255
-    size = input_size(height + below, width + right, input_width)
+    lower, wider = padded_size((height, width), size_divisibility)
+    padded = functional.pad(images.float(), (0, wider - width, 0, lower - height)) / 255
+    size = input_size(lower, wider, input_width)
     return functional.interpolate(padded, size, mode="bilinear", align_corners=False)[:, None]
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from scenemill.schemas.errors import ConfigError, SceneMillError
 from scenemill.trainers.nvpanoptix3d import deformable
-from scenemill.trainers.nvpanoptix3d.aggregator import PATCH, input_size
+from scenemill.trainers.nvpanoptix3d.aggregator import PATCH, input_size, padded_size
 from scenemill.trainers.nvpanoptix3d.deformable import map_size
 from scenemill.trainers.nvpanoptix3d.projector import Projector
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
@@ -87,8 +87,7 @@ class ExportModel(nn.Module):
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """(Hp, Wp) of images of ``height`` x ``width``, padded as the network does."""
-        divisor = self.stage1.backbone.size_divisibility
-        return height + -height % divisor, width + -width % divisor
+        return padded_size((height, width), self.stage1.backbone.size_divisibility)
 
     def forward(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """The tensors named in ``OUTPUTS``, for Q queries, C classes and S planes.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from scenemill.schemas.dataset import MEASURED, DatasetConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ModelConfig
+from scenemill.trainers.nvpanoptix3d.aggregator import padded_size
 from scenemill.trainers.nvpanoptix3d.completion import Completion, CompletionOutput
 from scenemill.trainers.nvpanoptix3d.deformable import map_size
 from scenemill.trainers.nvpanoptix3d.frustum import Frustum
@@ -124,8 +125,7 @@ class SceneCompletion(nn.Module):
 
     def padded(self, size: Size) -> Size:
         """(height, width) of images with the network's own padding."""
-        height, width = (-(-length // self.size_divisibility) * self.size_divisibility for length in size)
-        return height, width
+        return padded_size(size, self.size_divisibility)
 
     def complete(
         self,
