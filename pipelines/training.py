@@ -2,10 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from scenemill.pipelines.folder import OnProgress
 from scenemill.pipelines.ingest import ingest
@@ -37,7 +40,8 @@ class Samples:
 def find_samples(config: ExperimentConfig, split: str, on_progress: OnProgress) -> Samples:
     """The store that holds a split: the one that ``base_dir`` names, or one made of the raw folder it names.
 
-    A raw folder is ingested into a cache when it is first used, and checked for changes each time.
+    A raw folder is ingested into a cache when it is first used, and checked for changes each time. Of several runs that do so at once
+    one reads, and the others wait for it.
 
     Args:
         config: ``dataset.name`` and ``dataset.{train,val,test}`` count.
@@ -57,8 +61,25 @@ def find_samples(config: ExperimentConfig, split: str, on_progress: OnProgress) 
     if (base / "zarr.json").is_file():
         return Samples(base, name)
     store = cache_folder() / hashlib.sha256(f"{config.dataset.name}:{base.resolve()}".encode()).hexdigest()[:16]
-    ingest(IngestConfig(config.dataset.name, base, store, splits=_lists(config, held.base_dir)), on_progress)
+    with _alone(store, on_progress):
+        ingest(IngestConfig(config.dataset.name, base, store, splits=_lists(config, held.base_dir)), on_progress)
     return Samples(store, name)
+
+
+@contextmanager
+def _alone(store: Path, on_progress: OnProgress) -> Iterator[None]:
+    """One at a time of those that use a cached store: others, such as the other machines of a training, wait until it is there."""
+    store.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store.with_name(f"{store.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        on_progress("Waiting for another run to read the raw folder", 0, 1)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cache_folder() -> Path:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from scenemill.pipelines.evaluation import run_evaluation
 from scenemill.pipelines.query import query
 from scenemill.pipelines.specs import read_spec, spec_text
-from scenemill.pipelines.training import run_training
+from scenemill.pipelines.training import find_samples, run_training
 from scenemill.pipelines.tuning import searched, tune
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
@@ -26,6 +27,7 @@ from scenemill.trainers.nvpanoptix3d.losses import Stage1Loss
 from scenemill.trainers.timelapse import TimelapseParser
 from scenemill.trainers.train import Step
 from scenemill.trainers.usd.records import PointData
+from scenemill.transforms.store import open_store
 from scenemill.transforms.worlds import write_world
 
 STEPS = 6
@@ -240,3 +242,14 @@ def test_a_search_goes_on_where_it_was_stopped(raw: Path, tmp_path: Path) -> Non
 def test_a_training_says_what_it_lacks(raw: Path, tmp_path: Path, override: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         run_training(experiment(raw, tmp_path, override), silent, silent)
+
+
+def test_runs_that_read_one_raw_folder_at_once_wait_for_each_other(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCENEMILL_CACHE", str(tmp_path / "cache"))
+    config = experiment(raw, tmp_path / "results")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: find_samples(config, "train", silent), range(4)))
+    assert len(set(found)) == 1
+    assert len(open_store(found[0].store).keys) > 0
