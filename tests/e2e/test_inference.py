@@ -133,7 +133,9 @@ def test_predictions_are_a_log_of_3d_checkpoints(config: ExperimentConfig, model
     assert len(points) == len(row) == len(cloud.colors)
     assert points[:, 2] == pytest.approx(-depth[row, column])
     across, down = points[:, 0] / -points[:, 2], -points[:, 1] / -points[:, 2]
-    fx, fy, cx, cy = (np.asarray(table["intrinsic"])[place] / 2 for place in ((0, 0), (1, 1), (0, 2), (1, 2)))  # maps of half the size
+    fx, fy, cx, cy = (
+        np.asarray(table["intrinsic"])[place] / 2 for place in ((0, 0), (1, 1), (0, 2), (1, 2))
+    )  # maps of half the size
     assert across * fx + cx == pytest.approx(column, abs=1e-3) and down * fy + cy == pytest.approx(row, abs=1e-3)
     classes = {segment["id"]: segment["category_id"] for segment in table["segments_2d"]}
     assert np.asarray(cloud.semantic_ids).tolist() == [classes.get(segment, 0) for segment in panoptic[row, column].tolist()]
