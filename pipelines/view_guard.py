@@ -60,7 +60,7 @@ class Guard:
         elif not self._is_addressed(headers.get("host", "")):
             await _answer(send, 403, "addressed to a host that the viewer is not served under")
         elif given and self._is_token(given):
-            await _answer(send, 303, "welcome", {"location": scope["path"], "set-cookie": self._set_cookie(given)})
+            await _answer(send, 303, "welcome", {"location": "/", "set-cookie": self._set_cookie(given)})
         elif self._access.token and not self._is_token(_cookie(headers, self._access.cookie)):
             await _answer(send, 403, "the token is missing or wrong: open the address that the viewer printed when it began")
         else:

@@ -43,6 +43,7 @@ _PIXELS: Final = 1 << 26
 _HELD: Final = 3  # predictions in memory, 300 MB each at most
 _TRUNCATION: Final = 3.0  # voxels, of predicted distances
 _SOURCE: Final = "front3d"  # whose placing of the camera is taken; Matterport3D's differs by less than a voxel
+_UNPLACED: Final = "around the middle of its space: neither a store nor the prediction says where the camera was"
 
 _PICTURES: Final = {
     "classes": "classes of the segments",
@@ -62,12 +63,16 @@ class PredictionsRoot:
     Args:
         name: what it is called.
         path: the folder.
+
+    Attributes:
+        stores: where the cameras of the samples are looked up.
     """
 
     kind: Final = "predictions"
 
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
+        self.stores: tuple[StoreRoot, ...] = ()
         self._inside = path.resolve()
         self._lock = threading.Lock()
         self._stamps: dict[str, int] = {}
@@ -149,14 +154,19 @@ class PredictionsRoot:
         place = tuple(voxels.T)
         labels, segments = class_volume(prediction)[place].astype(np.int32), prediction.panoptic_3d[place].astype(np.int32)
         ids = {f"ids.{CLASS}": labels, f"ids.{SEGMENT}": segments}
-        part = cut_voxels(voxels, self._frame(item, prediction), budget.voxels, **ids)
-        names = segment_names(prediction.classes_3d or {})
-        return Scene((part,), {CLASS: legend(labels, class_names()), SEGMENT: legend(segments, names)}, unit="m")
+        grid = len(prediction.panoptic_3d)
+        centre = self._centre(item, prediction, grid)
+        middle = np.full(3, (grid - 1) / 2)
+        part = cut_voxels(voxels, voxel_frame(middle if centre is None else centre, grid), budget.voxels, **ids)
+        legends = {CLASS: legend(labels, class_names()), SEGMENT: legend(segments, segment_names(prediction.classes_3d or {}))}
+        return Scene((part,), legends, unit="m", notes=(_UNPLACED,) if centre is None else ())
 
     def _surface(self, item: str, budget: Budget) -> Scene:
         path = self.path / self._folder(item) / _MESH
         if not path.is_file():
             raise ConfigError(f"{item}: no {_MESH}")
+        if path.stat().st_size > _LIMIT_BYTE:
+            raise SourceError("size", f"{_MESH} of {path.stat().st_size:,} bytes", f"at most {_LIMIT_BYTE:,}")
         with self._lock:  # usd-core shares the layer of a file: one reads at a time
             if any(not Path(file).is_relative_to(self._inside) for file in files_of(path)):
                 raise SourceError("path", "a mesh that names a file outside the predictions", "files inside")
@@ -192,16 +202,18 @@ class PredictionsRoot:
                 self._read.popitem(last=False)
             return self._read[stamp]
 
-    def _frame(self, key: str, prediction: Prediction) -> NDArray[np.float64]:
-        """(4, 4), from indices of the grid; around its middle where the prediction does not say how its image was taken."""
-        assert prediction.panoptic_3d is not None
-        grid = len(prediction.panoptic_3d)
+    def _centre(self, key: str, prediction: Prediction, grid: int) -> NDArray[np.float64] | None:
+        """(3,): where the camera is, as an index of a grid: by a store that has the sample, else by the prediction; None by neither."""
+        for store in self.stores:
+            found = store.key_of(self._folder(key))
+            if store.holds(found):
+                return store.centre(found, grid)
         table = json.loads(folders.read_file(self.path, f"{self._folder(key)}/{TABLE}", _LIMIT_BYTE))
         given = np.array(table.get("intrinsic", []))
         if given.shape != (4, 4) or given.dtype.kind not in "if" or not np.isfinite(given).all() or not given[0, 0] * given[1, 1]:
-            return voxel_frame(np.full(3, (grid - 1) / 2), grid)
+            return None
         height, width = prediction.panoptic_2d.shape
-        return voxel_frame(camera_index(_SOURCE, given.astype(np.float64), (width, height), grid), grid)
+        return camera_index(_SOURCE, given.astype(np.float64), (width, height), grid)
 
 
 def find_predictions(path: Path) -> Iterator[tuple[str, int]]:
@@ -210,7 +222,10 @@ def find_predictions(path: Path) -> Iterator[tuple[str, int]]:
     with os.scandir(path) as entries:
         for entry in entries:
             table = Path(entry.path, TABLE)
-            if entry.is_dir() and table.is_file() and table.resolve().is_relative_to(inside):
+            if not entry.is_dir() or not table.is_file():
+                continue
+            linked = entry.is_symlink() or table.is_symlink()
+            if not linked or table.resolve().is_relative_to(inside):
                 yield entry.name, table.stat().st_mtime_ns
 
 

@@ -36,6 +36,9 @@ class Roots:
     def __init__(self, paths: Sequence[Path], poll_s: float = 1.0) -> None:
         found = [one for path in paths for one in recognise(path)]
         self._roots: dict[str, Root] = {root.name: root for root in open_roots(found)}
+        for root in self:
+            if isinstance(root, PredictionsRoot):
+                root.stores = tuple(other for other in self if isinstance(other, StoreRoot))
         self._poll_s = poll_s
         self._lock = threading.Lock()
         self._looked, self._revision = float("-inf"), ""
@@ -58,8 +61,15 @@ class Roots:
             "version": 1,
             "revision": revision,
             "poll_s": self._poll_s,
-            "roots": [{"name": root.name, "kind": root.kind, **root.describe()} for root in self],
+            "roots": [{"name": root.name, "kind": root.kind, **self._describe(root)} for root in self],
         }
+
+    def _describe(self, root: Root) -> dict[str, Any]:
+        described = root.describe()
+        for one in (described, *described.get("items", ())):
+            if one.get("error"):
+                one["error"] = self.without_paths(one["error"])
+        return described
 
     def named(self, name: str) -> Root:
         """A root by its name.

@@ -162,12 +162,20 @@ class StoreRoot:
         """
         if what not in _SCENES:
             raise ConfigError(f"{item}: no scene {what[:64]!r}; there are {', '.join(_SCENES)}")
-        sample = self._store.read(item, [*_SCENES[what][1], "intrinsics", *(["rgb"] if what != "points" else [])])
-        height, width = sample["rgb"].shape[:2]
-        grid = self._store.layout.grid
-        centre = camera_index(self._store.layout.source, sample["intrinsics"], (width, height), grid)
+        sample = self._store.read(item, [*_SCENES[what][1], "intrinsics"])
         make = {"surface": surface_scene, "voxels": voxels_scene, "points": points_scene}[what]
-        return make(sample.arrays, centre, budget)
+        return make(sample.arrays, self.centre(item, self._store.layout.grid), budget)
+
+    def centre(self, key: str, grid: int) -> NDArray[np.float64]:
+        """(3,): where the camera of a sample is, as an index of a grid of its space.
+
+        Raises:
+            ConfigError: no such sample.
+            Corrupt: the store is damaged there.
+        """
+        facts = self._store.facts(key)
+        size = facts["image_width_pixel"], facts["image_height_pixel"]
+        return camera_index(self._store.layout.source, self._store.read(key, ["intrinsics"])["intrinsics"], size, grid)
 
 
 def surface_scene(arrays: Mapping[str, NDArray[Any]], centre: NDArray[np.float64], budget: Budget) -> Scene:
@@ -229,8 +237,12 @@ def _paint(values: NDArray[Any], field: Field, **place: Any) -> Plane:
         return planes.distance_plane(values, title, field, **place)
     if field.name == "weighting":
         return planes.weight_plane(values, title, **place)
+    if field.name == "normals":
+        return planes.colors_plane(values, title)
     if field.name in ("outside", "room_mask"):
         return planes.mask_plane(values, title, **place)
+    if field.name in ("semantic", "instance"):  # of an object, whose labels have no names
+        return planes.ids_plane(values, title, field.name, _INSTANCES)
     called = {"semantic": CLASS, "instance": INSTANCE}.get(field.name.removesuffix("_2d").removesuffix("_3d"), field.name)
     names: Names = class_names() if called == CLASS else _INSTANCES
     return planes.ids_plane(values, title, called, voxel_names(names) if field.is_volume else names, **place)
@@ -252,6 +264,8 @@ def _shows(fields: list[Field], grid: int) -> Any:
 
 def _facts(facts: Mapping[str, Any]) -> list[list[str]]:
     """Rows of name and value for the eye."""
+    if not facts["grid"]:
+        return _facts_of_view(facts)
     return [
         ["split", facts["split"] or "unknown"],
         ["image", f"{facts['image_width_pixel']} x {facts['image_height_pixel']} pixels"],
@@ -260,4 +274,17 @@ def _facts(facts: Mapping[str, Any]) -> list[list[str]]:
         ["voxels", f"{facts['voxels_labelled']:,} labelled of {facts['voxels_occupied']:,} occupied"],
         ["depth on surface", f"{facts['depth_on_surface_share']:.1%}"],
         ["labels agree", f"{facts['labels_agree_share']:.1%}"],
+    ]
+
+
+def _facts_of_view(facts: Mapping[str, Any]) -> list[list[str]]:
+    """The same of a view of an object, which has no volumes."""
+    depth = (
+        f"{facts['depth_min_m']:.3g} to {facts['depth_max_m']:.3g} units of the scene, {facts['depth_valid_share']:.1%} of pixels"
+    )
+    return [
+        ["split", facts["split"]],
+        ["image", f"{facts['image_width_pixel']} x {facts['image_height_pixel']} pixels"],
+        ["depth", depth if "depth" in facts["fields"] else "none"],
+        ["labels", ", ".join(map(str, facts["classes_2d"])) or "none"],
     ]

@@ -1,6 +1,7 @@
 // Which colour an element has: its own, that of one of its ids, of its height, or one for all.
 
 const PLAIN = [118, 146, 178];
+const OVER = [226, 138, 60];
 const GREY = [158, 166, 176];
 const LOW_HIGH = [
   [68, 1, 84],
@@ -41,7 +42,7 @@ export function colorsOf(frame, number, mode) {
   const part = frame.header.parts[number];
   const named = frame.arrays[`${number}/${mode === "colour" ? "colors" : `ids.${mode}`}`];
   if (mode === "height") return { place: "vertex", values: byHeight(frame, number) };
-  if (!named) return { place: "all", values: new Uint8Array([...(mode === "plain" || mode === "material" ? PLAIN : GREY), 255]) };
+  if (!named) return { place: "all", values: new Uint8Array([...(mode !== "plain" && mode !== "material" ? GREY : part.isOver ? OVER : PLAIN), 255]) };
   const place = part.places[named === frame.arrays[`${number}/colors`] ? "colors" : `ids.${mode}`] ?? "vertex";
   return { place, values: mode === "colour" ? widened(named) : byId(named.values, frame.header.legends[mode]) };
 }

@@ -9,6 +9,7 @@ const STEPS = [
   [0, 0, 1],
   [0, 0, -1],
 ];
+const TRIANGLES = [0, 1, 3, 0, 3, 2]; // of a square's corners
 
 /**
  * @param {Int16Array} cells (N, 3), the voxels
@@ -50,4 +51,31 @@ function makeLookUp(cells, shown) {
   for (const voxel of shown) filled[index(cells[3 * voxel], cells[3 * voxel + 1], cells[3 * voxel + 2])] = 1;
   const isOutside = (x, y, z) => x < low[0] || y < low[1] || z < low[2] || x > high[0] || y > high[1] || z > high[2];
   return (x, y, z) => !isOutside(x, y, z) && filled[index(x, y, z)] === 1;
+}
+
+/**
+ * The squares of faces: four corners each, their places, where in the square they are, and two triangles.
+ * @param {Int16Array} cells (N, 3), the voxels
+ * @param {Uint32Array} voxels @param {Uint8Array} sides of each face, as outerFaces says them
+ * @returns {{places: Float32Array, across: Uint8Array, corners: Uint32Array}}
+ */
+export function makeSquares(cells, voxels, sides) {
+  const faces = voxels.length;
+  const [places, across, corners] = [new Float32Array(12 * faces), new Uint8Array(8 * faces), new Uint32Array(6 * faces)];
+  for (let face = 0; face < faces; face++) {
+    const axis = sides[face] >> 1;
+    const [one, other] = [(axis + 1) % 3, (axis + 2) % 3];
+    for (let corner = 0; corner < 4; corner++) {
+      const [right, up] = [corner & 1, corner >> 1];
+      const at = 4 * face + corner;
+      const cell = 3 * voxels[face];
+      places[3 * at + axis] = cells[cell + axis] + (sides[face] & 1 ? -0.5 : 0.5);
+      places[3 * at + one] = cells[cell + one] + right - 0.5;
+      places[3 * at + other] = cells[cell + other] + up - 0.5;
+      across[2 * at] = right;
+      across[2 * at + 1] = up;
+    }
+    for (let corner = 0; corner < 6; corner++) corners[6 * face + corner] = 4 * face + TRIANGLES[corner];
+  }
+  return { places, across, corners };
 }

@@ -13,10 +13,11 @@ import { Orbit } from "./camera.js";
  * @property {?number} pin the iteration it stays at
  * @property {string} axis @property {number} index where a volume is cut; -1 for its middle
  * @property {string} material @property {string} detail
+ * @property {string} over what else is drawn in the same space, as addressOf says it; "" for nothing
  */
 
 const FLAGS = ["follow", "loop", "link", "ortho", "wire", "smooth", "backs", "dark", "grid"];
-const SPEC = { root: "", item: "", what: "", kind: "scene", mode: "", pin: null, axis: "z", index: -1, material: "", detail: "usual" };
+const SPEC = { root: "", item: "", what: "", kind: "scene", mode: "", pin: null, axis: "z", index: -1, material: "", detail: "usual", over: "" };
 const MOST_PANES = 12;
 
 export const model = {

@@ -2,7 +2,7 @@
 
 import * as THREE from "./vendor/three/three.module.js";
 import { colorsOf, shownOf } from "./colors.js";
-import { outerFaces } from "./faces.js";
+import { makeSquares, outerFaces } from "./faces.js";
 import { pbrMaterial } from "./materials.js";
 
 const SHADE = /* glsl */ `
@@ -60,24 +60,15 @@ const POINT_FRAGMENT = /* glsl */ `
   }`;
 
 const VOXEL_VERTEX = /* glsl */ `
-  attribute vec3 cell;
-  attribute float side;
   attribute vec4 tint;
+  attribute vec2 across;
   varying vec4 vTint;
   varying vec2 vAcross;
-  varying float vLight;
   varying vec3 vPlace;
   void main() {
-    int axis = int(side) / 2;
-    float way = 1.0 - 2.0 * mod(side, 2.0);
-    vec2 across = position.xy * (axis == 1 ? -way : way) * vec2(1.0, way);
-    vec3 corner = axis == 0 ? vec3(0.5 * way, across.x, across.y * way) : axis == 1 ? vec3(across.x, 0.5 * way, across.y * way) : vec3(across.x, across.y * way, 0.5 * way);
-    vec4 place = modelViewMatrix * vec4(cell + corner, 1.0);
-    vec3 out_ = axis == 0 ? vec3(way, 0.0, 0.0) : axis == 1 ? vec3(0.0, way, 0.0) : vec3(0.0, 0.0, way);
-    vec3 normal = normalize((modelViewMatrix * vec4(out_, 0.0)).xyz);
-    vLight = 0.5 + 0.5 * abs(dot(normal, normalize(-place.xyz)));
+    vec4 place = modelViewMatrix * vec4(position, 1.0);
     vTint = tint;
-    vAcross = position.xy;
+    vAcross = across;
     vPlace = place.xyz;
     gl_Position = projectionMatrix * place;
   }`;
@@ -85,12 +76,15 @@ const VOXEL_VERTEX = /* glsl */ `
 const VOXEL_FRAGMENT = /* glsl */ `
   varying vec4 vTint;
   varying vec2 vAcross;
-  varying float vLight;
+  varying vec3 vPlace;
   void main() {
-    vec2 near = (0.5 - abs(vAcross)) / max(fwidth(vAcross), 1e-5);
-    float size = 1.0 / max(max(fwidth(vAcross).x, fwidth(vAcross).y), 1e-5);
+    vec3 normal = normalize(cross(dFdx(vPlace), dFdy(vPlace)));
+    float light = 0.5 + 0.5 * abs(dot(normal, normalize(vPlace)));
+    vec2 change = max(fwidth(vAcross), 1e-5);
+    vec2 near = min(vAcross, 1.0 - vAcross) / change;
+    float size = 1.0 / max(change.x, change.y);
     float edge = (1.0 - smoothstep(0.4, 1.4, min(near.x, near.y))) * smoothstep(6.0, 16.0, size);
-    gl_FragColor = vec4(vTint.rgb * vLight * (1.0 - 0.22 * edge), vTint.a);
+    gl_FragColor = vec4(vTint.rgb * light * (1.0 - 0.22 * edge), vTint.a);
   }`;
 
 /**
@@ -243,17 +237,14 @@ function makeVoxels(frame, number, look, drawn) {
   const tint = colorsOf(frame, number, look.mode);
   const shown = shownOf(frame, number, look.hidden);
   const { voxels, sides } = outerFaces(cells.values, shown ? shown.isShown : () => true);
-  const geometry = new THREE.InstancedBufferGeometry();
-  geometry.setAttribute("position", new THREE.BufferAttribute(new Float32Array([-0.5, -0.5, 0, 0.5, -0.5, 0, 0.5, 0.5, 0, -0.5, 0.5, 0]), 3));
-  geometry.setIndex([0, 1, 2, 0, 2, 3]);
   const faces = voxels.length;
-  const chosen = (values, width, row) => spread(values, width, faces, row);
-  const instanced = (name, array, width, normalised) =>
-    geometry.setAttribute(name, new THREE.InstancedBufferAttribute(array, width, normalised));
-  instanced("cell", new Float32Array(chosen(cells.values, 3, (at) => voxels[at])), 3, false);
-  instanced("side", new Float32Array(sides), 1, false);
-  instanced("tint", chosen(tint.values, 4, tint.place === "all" ? () => 0 : (at) => voxels[at]), 4, true);
-  geometry.instanceCount = faces;
+  const { places, across, corners } = makeSquares(cells.values, voxels, sides);
+  const row = tint.place === "all" ? () => 0 : (at) => voxels[at >> 2];
+  const geometry = new THREE.BufferGeometry();
+  geometry.setIndex(new THREE.BufferAttribute(corners, 1));
+  geometry.setAttribute("position", new THREE.BufferAttribute(places, 3));
+  geometry.setAttribute("across", new THREE.BufferAttribute(across, 2));
+  geometry.setAttribute("tint", new THREE.BufferAttribute(spread(tint.values, 4, 4 * faces, row), 4, true));
   drawn.voxels += shown ? countShown(cells.shape[0], shown.isShown) : cells.shape[0];
   drawn.triangles += 2 * faces;
   const material = new THREE.ShaderMaterial({ vertexShader: VOXEL_VERTEX, fragmentShader: VOXEL_FRAGMENT, side: THREE.DoubleSide });

@@ -6,6 +6,7 @@ import { colorModes } from "./colors.js";
 import { choice, count, fill, h, short } from "./dom.js";
 import * as state from "./model.js";
 import { dispose, makeObjects } from "./objects.js";
+import { together } from "./overlay.js";
 import { drawPicture, makePicture, tellPixel } from "./plane.js";
 import * as stage from "./stage.js";
 
@@ -20,6 +21,7 @@ export class Pane {
   constructor(number) {
     this.number = number;
     this.frame = null;
+    this.sources = [];
     this.objects = null;
     this.picture = null;
     this.error = null;
@@ -69,7 +71,7 @@ export class Pane {
   /** Take up a change of the state. */
   update(names) {
     this.element.classList.toggle("active", this.number === model.active && model.panes.length > 1);
-    if (["panes", "index", "sample", "whole"].some((name) => names.has(name))) this.makeHead();
+    if (["panes", "index", "sample", "whole", "active"].some((name) => names.has(name))) this.makeHead();
     this.remake();
     this.load();
     this.draw();
@@ -78,11 +80,10 @@ export class Pane {
   // What it shows -----------------------------------------------------------------------------------------------------------
 
   /** What to ask for, as [path, parameters, stamp]; null where there is nothing to show. */
-  request() {
-    const { root: name, what, kind, axis, detail } = this.spec;
+  request({ root: name, what, kind, axis, detail, item: logItem }) {
     const root = state.rootOf(name);
     if (!root) return null;
-    if (root.kind === "log") return this.requestOfLog();
+    if (root.kind === "log") return this.requestOfLog(name, logItem, detail);
     const held = model.sample?.roots[name];
     if (!held?.shows.some((one) => one.kind === kind && one.what === what)) return null;
     const item = model.sample.key;
@@ -90,11 +91,18 @@ export class Pane {
     return ["/api/plane", { root: name, item, what, ...(kind === "volume" ? { axis, index: this.index } : {}) }, held.stamp];
   }
 
-  requestOfLog() {
-    const item = state.itemOf(this.spec);
+  requestOfLog(root, name, detail) {
+    const item = state.itemOf({ root, item: name });
     if (!item) return null;
-    const time = nearest(state.timesOf(this.spec), this.spec.pin ?? model.time);
-    return ["/api/scene", { root: this.spec.root, item: item.item, time, detail: this.spec.detail }, item.stamp];
+    const time = nearest(state.timesOf({ root, item: name }), this.spec.pin ?? model.time);
+    return ["/api/scene", { root, item: item.item, time, detail }, item.stamp];
+  }
+
+  /** What to ask for of what is laid over; null where that is nothing. */
+  requestOver() {
+    if (!this.spec.over || this.isFlat) return null;
+    const number = this.spec.item.slice(this.spec.item.lastIndexOf("/"));
+    return this.request({ ...this.spec, ...readAddress(this.spec.over, number), detail: this.spec.detail });
   }
 
   /** How many planes the volume has; 1 of all else. */
@@ -121,18 +129,19 @@ export class Pane {
 
   /** Load what is wanted; while one thing is under way, only the latest wish is kept. */
   async load() {
-    const request = this.request();
-    this.wanted = JSON.stringify(request);
+    const request = this.request(this.spec);
+    const over = this.requestOver();
+    this.wanted = JSON.stringify([request, over]);
     if (!request) this.show(null, this.whyNothing());
     if (!request || this.loading || this.wanted === this.shown) return;
     this.loading = true;
     const asked = this.wanted;
     const busy = setTimeout(() => this.element.classList.add("busy"), 150);
     try {
-      const frame = await getFrame(...request, this.frame);
-      if (asked === this.wanted || !this.frame) this.show(Object.assign(frame, { of: request }), null);
+      const frame = await this.get(request, over);
+      if (asked === this.wanted || !this.frame) this.show(frame, null);
     } catch (error) {
-      this.show(isSameThing(request, this.frame?.of) ? this.frame : null, error);
+      this.show(isSameThing(request, this.of) ? this.frame : null, error);
     }
     clearTimeout(busy);
     this.element.classList.remove("busy");
@@ -140,6 +149,15 @@ export class Pane {
     this.shown = asked;
     if (this.wanted !== this.shown) await this.load();
     this.onLoaded();
+  }
+
+  /** The frame of what is wanted, maybe with another laid over. */
+  async get(request, over) {
+    const frame = await getFrame(...request, this.sources[0]);
+    const other = over && (await getFrame(...over, this.sources[1]));
+    this.sources = [frame, other];
+    this.of = request;
+    return other ? together(frame, other) : frame;
   }
 
   /** Set by those who own the panes: it has what it wanted. */
@@ -210,7 +228,8 @@ export class Pane {
   }
 
   get mode() {
-    return this.modes.includes(this.spec.mode) ? this.spec.mode : this.modes[0];
+    if (this.modes.includes(this.spec.mode)) return this.spec.mode;
+    return this.spec.over && this.modes.length ? "plain" : this.modes[0];
   }
 
   get look() {
@@ -303,6 +322,7 @@ export class Pane {
       this.modes.length ? this.makeModes() : null,
       this.makeMaterials(),
       this.spec.kind === "volume" ? this.makeAxis() : null,
+      this.isFlat ? null : this.makeOver(),
       h("span.space"),
       isLog ? this.makeButton("pin", pinned ? "let it follow the timeline" : "let it stay at this iteration", pinned, () => this.pin()) : null,
       this.makeButton("⤢", model.whole ? "all panes" : "this pane alone", model.whole, () =>
@@ -343,6 +363,15 @@ export class Pane {
     return choice("cut", [{ group: "", options: Object.entries(names) }], this.spec.axis, (axis) => state.changePane(this.number, { axis }));
   }
 
+  /** What to lay over it, where that is chosen or may be soon. */
+  makeOver() {
+    if (!this.spec.over && this.number !== model.active) return null;
+    const groups = showable().map(({ group, options }) => ({ group, options: options.filter(([value]) => isInSpace(value) && value !== addressOf(this.spec)) }));
+    const alone = { group: "", options: [["", "alone"]] };
+    const all = [alone, ...groups.filter(({ options }) => options.length).map(({ group, options }) => ({ group, options: options.map(([value, text]) => [value, `and ${text}`]) }))];
+    return all.length > 1 ? choice("laid over", all, this.spec.over, (over) => state.changePane(this.number, { over })) : null;
+  }
+
   pin() {
     const times = state.timesOf(this.spec);
     state.changePane(this.number, { pin: this.spec.pin === null ? nearest(times, model.time) : null });
@@ -376,8 +405,9 @@ export class Pane {
     const isCut = header.parts.some((part) => part.shown < part.present);
     return [
       h("span", {}, words.filter(Boolean).join(" · ")),
+      this.spec.over && !this.sources[1] ? h("span.warn", {}, "what is laid over is not there") : null,
       header.notes.map((note) => h("span.warn", { title: note }, note)),
-      isCut ? h("button.link", { onclick: () => state.changePane(this.number, { detail: "full" }) }, "show all") : null,
+      isCut && this.spec.detail !== "full" ? h("button.link", { onclick: () => state.changePane(this.number, { detail: "full" }) }, "show more") : null,
     ];
   }
 
@@ -454,18 +484,22 @@ function addressOf(spec) {
   return `log ${spec.root} ${spec.item.slice(0, spec.item.lastIndexOf("/"))}`;
 }
 
-function readAddress(text) {
+/** What an address says of a pane; of a log the item of a number ("/3") where it has that, else the first. */
+function readAddress(text, number = "") {
   const roots = model.index.roots.map((root) => root.name).sort((a, b) => b.length - a.length);
   const [kind, rest] = [text.slice(0, text.indexOf(" ")), text.slice(text.indexOf(" ") + 1)];
-  const root = roots.find((name) => rest.startsWith(`${name} `));
+  const root = roots.find((name) => rest.startsWith(`${name} `)) ?? "";
   const place = rest.slice(root.length + 1);
   if (kind === "log") {
-    const item = state.rootOf(root).items.find((one) => one.item.startsWith(`${place}/`) && one.item.lastIndexOf("/") === place.length);
-    return { root, item: item.item, what: "", kind: "scene", pin: null, detail: "usual" };
+    const items = (state.rootOf(root)?.items ?? []).map(({ item }) => item).filter((item) => item.slice(0, item.lastIndexOf("/")) === place);
+    return { root, item: items.find((item) => item === place + number) ?? items[0] ?? "", what: "", kind: "scene", pin: null, detail: "usual" };
   }
   const [shown, what] = place.split(" ");
   return { root, item: "", what, kind: shown, pin: null, detail: "usual", index: -1 };
 }
+
+/** Whether an address is of something in space. */
+const isInSpace = (address) => address.startsWith("log ") || address.includes(" scene ");
 
 /** Show in every pane that is seen, by the cameras that they share, all that is there. */
 export function fitCameras(panes, force) {

@@ -92,7 +92,7 @@ export class Side {
   }
 
   runs() {
-    const options = this.runRows().map((run) => [runName(run), `${run.model} · ${run.metric} · ${run.rule}${place(run)}: ${percent(run.quality)}`]);
+    const options = this.runRows().map((run) => [runName(run), `${run.model} · ${run.metric} · ${run.rule}${place(run)}: ${percent(run.quality)} on ${count(run.samples)}`]);
     return [this.filter("run", options)];
   }
 
