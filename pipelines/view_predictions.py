@@ -20,7 +20,7 @@ from scenemill.pipelines.view_cut import Budget, cut_voxels
 from scenemill.pipelines.view_legend import Names, class_names, legend, segment_names, voxel_names
 from scenemill.pipelines.view_log import make_scene
 from scenemill.pipelines.view_scenes import Plane, Scene
-from scenemill.pipelines.view_store import CLASS, PAGE, voxel_frame
+from scenemill.pipelines.view_store import CLASS, PAGE, StoreRoot, voxel_frame
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.fields import fields_of
 from scenemill.trainers.timelapse_parser import Snapshot
