@@ -29,8 +29,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-SourceName = Annotated[str, typer.Argument(help="front3d, matterport, synthetic_hospital or synthetic_warehouse.")]
-Input = Annotated[Path, typer.Option(help="Raw folder: the one that holds data/ and the split lists.")]
+SourceName = Annotated[str, typer.Argument(help="front3d, matterport, synthetic_hospital, synthetic_warehouse or views.")]
+Input = Annotated[
+    Path, typer.Option(help="Raw folder: the one that holds data/ and the split lists; of views, the one with 0_rgb.png.")
+]
 Output = Annotated[Path, typer.Option(help="The store: a new folder, or one that holds a store already.")]
 Splits = Annotated[
     list[str] | None, typer.Option(help="Split lists, by name or NAME=FILE, several by comma. Default: all in the folder.")

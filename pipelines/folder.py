@@ -14,13 +14,14 @@ from scenemill.pipelines.examine import read_frustum
 from scenemill.pipelines.runners import run_groups
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.fields import VIEWS
 from scenemill.schemas.tables import FINDINGS, SAMPLES, Finding, table_of
 from scenemill.transforms import sums
-from scenemill.transforms.folders import find_root
 from scenemill.transforms.layout import Layout
-from scenemill.transforms.sources import Listed, Source, find_unlisted, list_samples, open_source
+from scenemill.transforms.sources import Listed, Source, find_root, find_unlisted, list_samples, open_source
+from scenemill.transforms.view_folders import FOLDER_CHECKS
 
-LIST_CHECKS: Final = ("list", "unlisted", "duplicate", "split_overlap", "frustum_mask")
+LIST_CHECKS: Final = ("list", "unlisted", "duplicate", "split_overlap", "frustum_mask", *FOLDER_CHECKS)
 """Checks of the folder as a whole: judged anew in every run."""
 
 _SUM_GROUP: Final = 64
@@ -68,10 +69,11 @@ def read_folder(
     Raises:
         ConfigError: no folder, no list, or nothing readable in it.
     """
-    root = find_root(config.input)
+    root = find_root(config.source, config.input)
     listed, findings = list_samples(config.source, root, config.splits)
     if not listed:
-        raise ConfigError(f"0 samples in the split lists under {root}; expected data/<scene>/rgb_* and lists that name them")
+        expected = "<i>_rgb.png" if config.source == VIEWS else "data/<scene>/rgb_*"
+        raise ConfigError(f"0 samples in the split lists under {root}; expected {expected} and lists that name them")
     everything = listed
     listed = listed[: config.limit]
     source = open_source(config.source, root, listed, layout.grid if layout else None, layout.image if layout else None)
@@ -90,7 +92,7 @@ def read_folder(
         found.setdefault(key, []).append(
             Finding("unlisted", "", "info", "in the folder, in no list that was read", "a list that names it")
         )
-    _compare_views(listed, source.image, known, found)
+    _compare_views(listed, source, known, found)
     return Folder(source, tuple(listed), known, found)
 
 
@@ -100,12 +102,12 @@ def _is_fresh(source: Source, listed: Listed, remembered: Mapping[str, sums.Sums
 
 
 def _compare_views(
-    listed: Sequence[Listed], image: tuple[int, int], known: Mapping[str, sums.Sums], found: dict[str, list[Finding]]
+    listed: Sequence[Listed], source: Source, known: Mapping[str, sums.Sums], found: dict[str, list[Finding]]
 ) -> None:
     """Findings for views whose list states another image size, of equal content under two keys, and of such in two splits."""
     for sample in listed:
-        if sample.size is not None and sample.size != image:
-            observed, expected = (" x ".join(map(str, size)) for size in (sample.size, image))
+        if sample.size is not None and sample.size != source.image:
+            observed, expected = (" x ".join(map(str, size)) for size in (sample.size, source.image))
             found.setdefault(sample.key, []).append(
                 Finding("list", "rgb", "warning", f"{observed} pixels by the list", f"{expected} pixels")
             )
@@ -113,13 +115,12 @@ def _compare_views(
     for sample in listed:
         if content := known[sample.key].content:
             same[content].append(sample)
+    what = "image" if source.telling_files == ("rgb",) else "image, depth and labels"
     for group in same.values():
         for sample in group if len(group) > 1 else ():
             others = [other for other in group if other is not sample]
             names = ", ".join(other.key for other in others[:3])
-            found.setdefault(sample.key, []).append(
-                Finding("duplicate", "", "warning", f"image, depth and labels of {names}", "every view once")
-            )
+            found.setdefault(sample.key, []).append(Finding("duplicate", "", "warning", f"{what} of {names}", "every view once"))
             if strange := sorted({split for other in others for split in other.splits} - set(sample.splits)):
                 observed = f"the same content in {', '.join(strange)}"
                 found[sample.key].append(Finding("split_overlap", "", "warning", observed, "one split per view"))

@@ -1,6 +1,8 @@
 """What the commands print: figures in human units, findings as something a person can act on."""
 
+import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _SEVERITIES = ("error", "warning", "info")
 _STYLES = {"error": "red", "warning": "yellow", "info": "dim"}
 _ROWS = 40
+_OF_VOLUMES = re.compile("grid|_3d|voxel|geometry|surface|agree")  # columns that say nothing where there are no volumes
 
 
 def size(byte: float) -> str:
@@ -177,6 +180,12 @@ def validation_json(result: "Validation") -> dict[str, Any]:
     }
 
 
+def _sizes(grid: int, image: Sequence[int], voxel_m: float | None = None) -> str:
+    """What volumes, where there are any, and images measure."""
+    voxels = f"volumes of {grid}^3 voxels{f' of {voxel_m} m' if voxel_m else ''}, " if grid else ""
+    return f"{voxels}images of {image[1]} x {image[0]} pixels"
+
+
 def print_validation(console: Console, result: "Validation", report: Path | None) -> None:
     """The result for a person: worst first."""
     print_findings(console, result.findings)
@@ -187,7 +196,7 @@ def print_validation(console: Console, result: "Validation", report: Path | None
         console,
         {
             "folder": source.root,
-            "form": f"{source.name}, volumes of {source.grid}^3 voxels, images of {source.image[1]} x {source.image[0]} pixels",
+            "form": f"{source.name}, {_sizes(source.grid, source.image)}",
             "samples": f"{result.folder.listed} in = {result.passed} pass + {result.rejected} rejected",
             "expectations": f"{result.expected.met} of {result.expected.expectations} met",
             **({"report": report} if report else {}),
@@ -252,8 +261,7 @@ def print_store(console: Console, store: Store) -> None:
         {
             "store": store.root,
             "version": store.version,
-            "source": f"{facts['source']}: volumes of {facts['grid']}^3 voxels of {facts['voxel_m']} m, "
-            f"images of {facts['image'][1]} x {facts['image'][0]} pixels",
+            "source": f"{facts['source']}: {_sizes(facts['grid'], facts['image'], facts['voxel_m'])}",
             "samples": f"{facts['stored']} stored, {facts['rejected']} rejected; "
             + ", ".join(f"{n} {s}" for s, n in facts["splits"].items()),
             "parts": f"{facts['parts']} of up to {facts['samples_per_part']} samples",
@@ -270,13 +278,12 @@ def print_sample(console: Console, store: Store, key: str, png: Path | None) -> 
     """One sample's row of the samples table, and what was found about it."""
     facts = store.facts(key)
     names = {label["id"]: label["name"] for label in store.manifest["labels"]}
-    shown = {
-        name: value
-        for name, value in facts.items()
-        if name not in ("files", "campose", "instances_2d", "instances_3d", "image", "scene")
-    }
-    for name in ("classes_2d", "classes_3d"):
-        shown[name] = ", ".join(f"{i} {names.get(i, '?')}" for i in facts[name])
+    hidden = {"files", "campose", "instances_2d", "instances_3d", "image", "scene"}
+    if not facts["grid"]:
+        hidden |= {name for name in facts if _OF_VOLUMES.search(name)}
+    shown = {name: value for name, value in facts.items() if name not in hidden}
+    for name in shown.keys() & {"classes_2d", "classes_3d"}:
+        shown[name] = ", ".join(f"{i} {names.get(i, '?' if names else '')}".strip() for i in facts[name])
     for name in ("intrinsics", "world_from_camera"):
         shown[name] = " ".join(f"{value:.4g}" for value in facts[name]) if facts[name] else "none"
     shown["fields"] = ", ".join(facts["fields"])

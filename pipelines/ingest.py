@@ -40,6 +40,7 @@ from scenemill.transforms.versions import (
     restore_documents,
     restore_root,
 )
+from scenemill.transforms.view_folders import FOLDER_CHECKS
 from scenemill.validators.checks import CHECKS_VERSION
 from scenemill.validators.suites import Expected, expect
 
@@ -196,7 +197,7 @@ def _draft(store: Path, folder: Folder, plan: Plan, receipts: Sequence[Receipt])
     keep = [
         row["check"] not in LIST_CHECKS
         if row["key"] in still
-        else row["key"] not in covered and row["check"] not in ("unlisted", "frustum_mask")
+        else row["key"] not in covered and row["check"] not in ("unlisted", *FOLDER_CHECKS) and row["key"] != ""
         for row in plan.findings.select(["key", "check"]).to_pylist()
     ]
     findings = [plan.findings.filter(pa.array(keep, pa.bool_())), *(table for _, table in built), folder_findings(folder)]

@@ -221,27 +221,40 @@ def _facts(facts: Mapping[str, Any]) -> str:
     """What is known of the sample, in one line."""
     told: tuple[tuple[str, Callable[[], str]], ...] = (
         ("split", lambda: f"split {facts['split'] or 'unknown'}"),
-        (
-            "depth_max_m",
-            lambda: f"depth {facts['depth_min_m']:.2f} to {facts['depth_max_m']:.2f} m, {facts['depth_valid_share']:.1%} valid",
-        ),
-        ("classes_3d", lambda: f"{sum(label > 0 for label in facts['classes_3d'])} classes"),
-        ("things_2d", lambda: f"things: {facts['things_2d']} in the image, {facts['things_3d']} in the volume"),
-        ("voxels_labelled", lambda: f"{facts['voxels_labelled']:,} voxels labelled"),
-        ("labels_agree_share", lambda: f"labels of pixels and voxels agree in {facts['labels_agree_share']:.1%}"),
+        ("depth_max_m", lambda: f"{_depth_range(facts)}, {facts['depth_valid_share']:.1%} valid"),
+        *(_facts_of_object(facts) if facts.get("grid") == 0 else _facts_of_room(facts)),
         ("warnings", lambda: f"{facts['warnings']} warnings"),
     )
     return "  |  ".join(say() for name, say in told if facts.get(name) is not None)
 
 
+def _depth_range(facts: Mapping[str, Any]) -> str:
+    unit = "m" if facts.get("grid") != 0 else "units of the scene"
+    return f"depth {facts['depth_min_m']:.2f} to {facts['depth_max_m']:.2f} {unit}"
+
+
+def _facts_of_room(facts: Mapping[str, Any]) -> tuple[tuple[str, Callable[[], str]], ...]:
+    return (
+        ("classes_3d", lambda: f"{sum(label > 0 for label in facts['classes_3d'])} classes"),
+        ("things_2d", lambda: f"things: {facts['things_2d']} in the image, {facts['things_3d']} in the volume"),
+        ("voxels_labelled", lambda: f"{facts['voxels_labelled']:,} voxels labelled"),
+        ("labels_agree_share", lambda: f"labels of pixels and voxels agree in {facts['labels_agree_share']:.1%}"),
+    )
+
+
+def _facts_of_object(facts: Mapping[str, Any]) -> tuple[tuple[str, Callable[[], str]], ...]:
+    return (("things_2d", lambda: f"labels: {facts['things_2d']}"),)
+
+
 def _images(sample: Sample, fields: Mapping[str, Field]) -> Image.Image:
-    """The image row: colour, depth, classes, instances, and the room of the view."""
+    """The image row: colour, depth, classes, instances, and the room of the view; of an object its mask and normals."""
     room = "room_mask" if "room_mask" in fields else "room"
-    names = [name for name in ("rgb", "depth", "semantic_2d", "instance_2d", room) if name in fields]
+    of_object = ("semantic", "instance", "depth", "normals") if "camera_transform" in fields else ()
+    names = [name for name in ("rgb", *(of_object or ("depth", "semantic_2d", "instance_2d", room))) if name in fields]
     width = 320 if len(names) <= 4 else 256
     panels = []
     for name in names:
-        colors, detail, bar = _image_colors(sample[name], name)
+        colors, detail, bar = _image_colors(sample[name], fields[name])
         height = round(width * colors.shape[0] / colors.shape[1])
         picture = _scaled(colors, width, height, smooth=name == "rgb")
         if name == "instance_2d":
@@ -250,21 +263,34 @@ def _images(sample: Sample, fields: Mapping[str, Field]) -> Image.Image:
     return _beside(panels, (WIDTH - 2 * MARGIN - width * len(panels)) // max(1, len(panels) - 1))
 
 
-def _image_colors(array: NDArray[Any], name: str) -> tuple[Colors, str, Image.Image | None]:
+def _image_colors(array: NDArray[Any], field: Field) -> tuple[Colors, str, Image.Image | None]:
     """Colours of one image-shaped field, what to say of it, and its scale."""
-    if name == "rgb":
+    if field.name == "rgb":
         return array, f"{array.shape[1]} x {array.shape[0]} pixels", None
-    if name == "depth":
-        colors, near, far = depth_colors(array)
-        invalid = 1 - np.count_nonzero(array > 0) / array.size
-        return colors, f"{invalid:.1%} invalid, magenta" if invalid else "no invalid pixel", _scale(220, near, far, "m")
-    if name == "semantic_2d":
+    if field.name == "normals":
+        return array, "red, green, blue: x, y, z of the world", None
+    if field.name == "depth":
+        return _depth_panel(array, field)
+    if field.name == "semantic_2d":
         return label_colors(array), f"{len(np.unique(array[array > 0]))} classes", None
-    if name == "instance_2d":
+    if field.name == "semantic":
+        share = np.count_nonzero(array) / array.size
+        return instance_colors(array), f"mask: {share:.1%} of the image; labels: {len(np.unique(array[array > 0]))}", None
+    if field.name in ("instance_2d", "instance"):
         return instance_colors(array), f"{len(np.unique(array[array > 0]))} ids", None
-    if name == "room":
+    if field.name == "room":
         return instance_colors(array), "black is the room of the view", None
     return np.repeat((array > 0)[..., None], 3, axis=2) * np.uint8(230), "white is the room of the view", None
+
+
+def _depth_panel(depth: NDArray[Any], field: Field) -> tuple[Colors, str, Image.Image]:
+    """Depth in colours. In a room every pixel should have one, so magenta stands out; around an object there is nothing to see."""
+    colors, near, far = depth_colors(depth)
+    bar = _scale(220, near, far, field.unit)
+    unseen = 1 - np.count_nonzero(depth > 0) / depth.size
+    if field.unit != "m":
+        return np.where((depth > 0)[..., None], colors, np.array(_UNSEEN, np.uint8)), f"{unseen:.1%} see nothing, grey", bar
+    return colors, f"{unseen:.1%} invalid, magenta" if unseen else "no invalid pixel", bar
 
 
 def _write_ids(picture: Image.Image, instances: NDArray[Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.fields import SOURCES
+from scenemill.schemas.fields import SOURCES, VIEWS
 
 PRECISIONS: Final = ("float32", "float16", "fixed16")
 SAMPLES_PER_PART: Final = 64
@@ -19,9 +19,9 @@ class IngestConfig:
 
     Attributes:
         source: one of ``schemas.fields.SOURCES``.
-        input: the raw folder: the one above ``data/``.
+        input: the raw folder: the one above ``data/``; of views, the folder of an object's views or one of such folders.
         output: the store; None where nothing is written.
-        splits: names of split lists, or ``name=path``; empty for every list found in ``input``.
+        splits: names of split lists, or ``name=path``; empty for every list found in ``input``; views without a list are all "train".
         limit: at most this many samples, the first in key order; None for all.
         workers: processes on this machine.
         max_rejected: share (0..1) or count of samples that may be rejected; None for no limit.
@@ -49,6 +49,8 @@ class IngestConfig:
             raise ConfigError(f"source {self.source!r} is not known; use one of {', '.join(SOURCES)}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision {self.precision!r} is not known; use one of {', '.join(PRECISIONS)}")
+        if self.source == VIEWS and self.precision != PRECISIONS[0]:
+            raise ConfigError(f"precision {self.precision!r}: views have no volumes of distances; leave it at {PRECISIONS[0]!r}")
         for name, least in (("limit", 1), ("workers", 1), ("samples_per_part", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.fields import SOURCES
+from scenemill.schemas.fields import ROOM_SOURCES
 from scenemill.schemas.settings import About, refuse, settle
 
 FLIPS: Final = ("", "horizontal", "vertical")
@@ -81,7 +81,7 @@ class DatasetConfig:
     test: SplitConfig = field(default_factory=SplitConfig, metadata=About(help="Samples to evaluate on."))
     name: str = field(
         default="front3d",
-        metadata=About(help="The data set; hospital and warehouse are laid out as 3D-Front.", options=SOURCES),
+        metadata=About(help="The data set; hospital and warehouse are laid out as 3D-Front.", options=ROOM_SOURCES),
     )
     label_map: str = field(
         default="", metadata=About(help="JSON list of categories (name, id, trainId, isthing, color); empty for the built-in list.")

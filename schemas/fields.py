@@ -3,6 +3,9 @@
 Volumes are image-aligned: axis x grows to the image's right, y down, z with depth from the camera. An index is a voxel centre.
 Camera frame: X right, Y down, Z forward, metres. Raw 3D-Front volumes are rotated by 180 degrees about the depth axis (flip axes
 x and y to get them back); raw Matterport3D volumes are image-aligned already.
+
+Views of objects keep the frame of their renderer: x right, y up, the camera looks along -z; lengths are units of their scene, and
+points are rows that stand left of a matrix.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +14,13 @@ from typing import Any, Final
 from scenemill.schemas.errors import ConfigError
 
 FRONT3D_FORM: Final = ("front3d", "synthetic_hospital", "synthetic_warehouse")
-SOURCES: Final = (*FRONT3D_FORM, "matterport")
+ROOM_SOURCES: Final = (*FRONT3D_FORM, "matterport")
+"""Views of rooms: image, depth, labels and volumes of a grid."""
+
+VIEWS: Final = "views"
+"""Multi-view renders of one object: images and their cameras, no volumes."""
+
+SOURCES: Final = (*ROOM_SOURCES, VIEWS)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,8 @@ class Field:
 
     def shape(self, grid: int, image: tuple[int, int]) -> tuple[int, ...]:
         """Shape of one sample's array, for volumes of ``grid`` voxels a side and images of (height, width) pixels."""
-        sizes = {"x": grid, "y": grid, "z": grid, "row": image[0], "column": image[1], "channel": 3, "to": 4, "from": 4}
+        images = {"row": image[0], "column": image[1], "channel": 3}
+        sizes = {"x": grid, "y": grid, "z": grid, **images, "to": 4, "from": 4, "world": 4, "camera": 3, "scale": 1}
         return tuple(sizes[axis] for axis in self.axes)
 
 
@@ -126,6 +136,54 @@ _MATTERPORT_ONLY: Final = (
     ),
 )
 
+_VIEW_FIELDS: Final = (
+    Field("rgb", (*_IMAGE, "channel"), "uint8", 0, "", "colour: red, green, blue", "rgb", codec=(5, "noshuffle")),
+    Field(
+        "camera_transform",
+        ("world", "camera"),
+        "float64",
+        float("nan"),
+        "scene unit",
+        "camera from world, for rows: (x, y, z, 1) @ M; the camera has x right, y up and looks along -z",
+        "metadata:camera_properties.tf_mat",
+    ),
+    Field(
+        "camera_projection",
+        ("camera", "scale"),
+        "float64",
+        float("nan"),
+        "",
+        "image from camera: q = p * projection, then q[:2] / q[2], from -1 to 1 with x right and y up",
+        "metadata:camera_properties",
+    ),
+    Field(
+        "semantic", _IMAGE, "uint16", 0, "", "label of the pixel; 0 is background, the rest the object", "semantic", required=False
+    ),
+    Field("instance", _IMAGE, "uint16", 0, "", "instance id of the pixel; 0 is background", "instance", required=False),
+    Field(
+        "depth",
+        _IMAGE,
+        "float32",
+        0.0,
+        "scene unit",
+        "distance along the view axis; 0 where nothing is seen",
+        "depth_linear",
+        required=False,
+        codec=(7, "bitshuffle"),
+    ),
+    Field(
+        "normals",
+        (*_IMAGE, "channel"),
+        "uint8",
+        0,
+        "",
+        "normal n of the surface in the world's frame, as 255 * (n / 2 + 1 / 2)",
+        "normals",
+        required=False,
+        codec=(5, "noshuffle"),
+    ),
+)
+
 
 def fields_of(source: str) -> tuple[Field, ...]:
     """The fields of a source's samples, in the order they are stored.
@@ -145,6 +203,8 @@ def fields_of(source: str) -> tuple[Field, ...]:
         }
         common = tuple(replace(field, **changed.get(field.name, {})) for field in _FIELDS if field.name != "world_from_camera")
         return common + _MATTERPORT_ONLY
+    if source == VIEWS:
+        return _VIEW_FIELDS
     raise ConfigError(f"source {source!r} is not known; use one of {', '.join(SOURCES)}")
 
 

@@ -1,4 +1,4 @@
-"""A sample: one camera view of one scene, as a key and named arrays. The same type as read, as checked and as stored.
+"""A sample: one camera view of one scene or object, as a key and named arrays. The same type as read, as checked and as stored.
 
 What each array holds (axes, dtype, unit, frame) stands in ``schemas/fields.py``.
 """

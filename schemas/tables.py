@@ -113,6 +113,10 @@ SAMPLES: Final = pa.schema(
 
 ``row`` is the index on the sample axis of every array; ``splits`` names every list that holds the view and ``split`` the first of
 them; matrices are flattened row by row; ``digest`` is the SHA-256 over the view's raw files.
+
+Views of objects have no volumes: their ``grid`` is 0, columns that speak of voxels hold 0 or an empty list, and the lengths in
+``depth_*_m`` and ``world_from_camera`` are units of their scene. ``intrinsics`` and ``world_from_camera`` say their camera in the
+terms of the other sources.
 """
 
 FINDINGS: Final = pa.schema(

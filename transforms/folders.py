@@ -51,15 +51,16 @@ def find_root(folder: Path) -> Path:
     raise ConfigError(f"input {folder}: no data/ in it; give the folder above data/<scene>/")
 
 
-def find_lists(root: Path, splits: Sequence[str]) -> dict[str, Path]:
+def find_lists(root: Path, splits: Sequence[str], *, needed: bool = True) -> dict[str, Path]:
     """Split name -> list file, in the order train, val, test, then by name.
 
     Args:
         root: the raw folder.
         splits: names, or ``name=path``; empty for every list in ``root``.
+        needed: whether there must be one.
 
     Raises:
-        ConfigError: a named list is missing or named twice, or there is none at all.
+        ConfigError: a named list is missing or named twice, or there is none although one is needed.
     """
     if splits:
         named = [_named_list(root, split) for split in splits]
@@ -69,7 +70,7 @@ def find_lists(root: Path, splits: Sequence[str]) -> dict[str, Path]:
     else:
         files = sorted(root.iterdir(), reverse=True)  # of train.json and train.txt, the JSON file comes last and counts
         found = {path.stem: path for path in files if path.suffix in (".json", ".txt") and path.is_file() and _is_list(path)}
-    if not found:
+    if needed and not found:
         raise ConfigError(
             f"input {root}: no split list in it; expected train.json, val.json or test.json, or name one with --splits NAME=FILE"
         )

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from scenemill.schemas.errors import WrongVersion
-from scenemill.schemas.fields import Field, fields_of, raw_orientation
+from scenemill.schemas.fields import VIEWS, Field, fields_of, raw_orientation
 from scenemill.schemas.labels import LABELS
 from scenemill.transforms.geometry import voxel_size_m
 from scenemill.transforms.precision import Storage, storage_of
@@ -40,7 +40,7 @@ class Layout:
 
     Attributes:
         source: whose fields it holds.
-        grid: voxels a side.
+        grid: voxels a side; 0 where the source has no volumes.
         image: (height, width) in pixels.
         samples_per_part: rows of one shard.
         precision: of distances.
@@ -188,11 +188,12 @@ def rows_of_manifest(layout: Layout, manifest: Mapping[str, Any]) -> int:
 
 def describe(layout: Layout) -> dict[str, Any]:
     """What a reader must know of the values: the constant part of the manifest."""
+    held = {"format": FORMAT, "conversion": CONVERSION, "layout": layout.to_json()}
+    if layout.source == VIEWS:
+        return {**held, "voxel_m": None, "orientation": "images as rendered; cameras see -z, x right, y up", "labels": []}
     flipped = raw_orientation(layout.source)
     return {
-        "format": FORMAT,
-        "conversion": CONVERSION,
-        "layout": layout.to_json(),
+        **held,
         "voxel_m": voxel_size_m(layout.grid),
         "orientation": "image-aligned: x to the image's right, y down, z with depth",
         "raw_orientation": f"flip axes {flipped[0]} and {flipped[1]} of a sample's volume" if flipped else "as stored",

@@ -91,15 +91,21 @@ def read_array(
     return array.reshape(header.shape[::-1]).T.copy() if header.fortran else array.reshape(header.shape)
 
 
-def read_npy(data: bytes, shape: tuple[int, ...] | None, dtypes: Sequence[str]) -> NDArray[Any]:
+def read_npy(data: bytes, shape: tuple[int, ...] | None, dtypes: Sequence[str], limit_byte: int = 1 << 20) -> NDArray[Any]:
     """The array of an npy file.
+
+    Args:
+        data: bytes of the file.
+        shape: it must have; None for any.
+        dtypes: it may have.
+        limit_byte: the most its values may take.
 
     Raises:
         SourceError: damaged, or not of that shape or dtype.
     """
     stream = io.BytesIO(data)
     header = _read_header(stream)
-    _expect(header, shape, dtypes, 1 << 20)
+    _expect(header, shape, dtypes, limit_byte)
     if len(data) - stream.tell() != header.size_byte:
         raise SourceError("container", f"{len(data) - stream.tell()} bytes behind the header", f"{header.size_byte}")
     array = np.frombuffer(data, header.dtype, offset=stream.tell())

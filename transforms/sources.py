@@ -1,6 +1,7 @@
 """Raw folders as samples: one table of file kinds per form, one way to list and read them all.
 
-A new source is a module with ``FILES`` (a ``RawFile`` per kind of file) and ``paths(key)``; everything odd about it ends there.
+A new source is a module with ``FILES`` (a ``RawFile`` per kind of file), ``paths(key)`` and ``image_of_rgb(name)``; everything odd
+about it ends there.
 """
 
 import hashlib
@@ -15,19 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError, SourceError
-from scenemill.schemas.fields import Field, fields_of
+from scenemill.schemas.fields import VIEWS, Field, fields_of
 from scenemill.schemas.sample import Sample, SampleKey
 from scenemill.schemas.tables import Finding
-from scenemill.transforms import folders, images, npz
+from scenemill.transforms import folders, images, npz, view_folders
 
 _FORMS: Final = {
     "front3d": "front3d",
     "synthetic_hospital": "front3d",
     "synthetic_warehouse": "front3d",
     "matterport": "matterport3d",
+    VIEWS: "views",
 }
 _IMAGE_LIMIT_BYTE: Final = 1 << 26
 _PROBES: Final = 9
+_NO_GRID: Final = -1
 
 Arrays = MutableMapping[str, NDArray[Any]]
 
@@ -57,15 +60,17 @@ class Source:
 
     Attributes:
         name: one of ``schemas.fields.SOURCES``.
-        root: the folder above ``data/``.
-        grid: voxels a side of its volumes.
+        root: the folder above ``data/``; of views, the folder of a scene or of scenes.
+        grid: voxels a side of its volumes; 0 where it has none.
         image: (height, width) of its images in pixels.
+        lone_scene: the scene whose files lie in ``root`` itself; "" where every scene has a folder.
     """
 
     name: str
     root: Path
     grid: int
     image: tuple[int, int]
+    lone_scene: str = ""
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -77,6 +82,11 @@ class Source:
         """Its kinds of raw files."""
         files: tuple[RawFile, ...] = _form(self.name).FILES
         return files
+
+    @property
+    def telling_files(self) -> tuple[str, ...]:
+        """Kinds that make two views the same view, whatever else lies beside them."""
+        return ("rgb",) if self.name == VIEWS else ("rgb", "depth", "segmap")
 
     def new_arrays(self) -> dict[str, NDArray[Any]]:
         """Arrays of one sample, to be filled again and again: fresh memory would cost more than decoding into it."""
@@ -104,8 +114,17 @@ def _form(name: str) -> Any:
     return import_module(f"scenemill.transforms.{_FORMS[name]}")
 
 
+def find_root(name: str, folder: Path) -> Path:
+    """The raw folder of a source: the one above ``data/``, or that of one or more scenes of views.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    return view_folders.find_root(folder) if name == VIEWS else folders.find_root(folder)
+
+
 def list_samples(name: str, root: Path, splits: Sequence[str] = ()) -> tuple[list[Listed], dict[str, list[Finding]]]:
-    """What the split lists name, sorted by key, every key once.
+    """What the split lists name, sorted by key, every key once; of views without a list, all that lie in the folder, as "train".
 
     Args:
         name: of the source.
@@ -113,7 +132,8 @@ def list_samples(name: str, root: Path, splits: Sequence[str] = ()) -> tuple[lis
         splits: names, or ``name=path``; empty for every list in ``root``.
 
     Returns:
-        The samples, and findings by key. A line that names no sample has its place in the list (``train.json[3]``) as its key.
+        The samples, and findings by key. A line that names no sample has its place in the list (``train.json[3]``) as its key;
+        "" is the key of what concerns the whole folder.
 
     Raises:
         ConfigError: no list, or an unreadable one.
@@ -121,7 +141,13 @@ def list_samples(name: str, root: Path, splits: Sequence[str] = ()) -> tuple[lis
     found: dict[str, Listed] = {}
     findings: dict[str, list[Finding]] = {}
     paths = _form(name).paths
-    for split, path in folders.find_lists(root, splits).items():
+    lists = folders.find_lists(root, splits, needed=name != VIEWS)
+    if name == VIEWS:
+        for place, finding in view_folders.check_folders(root):
+            findings.setdefault(place, []).append(finding)
+        if not lists:
+            return _every_view(root, findings), findings
+    for split, path in lists.items():
         for entry in folders.read_list(path):
             problem = entry.problem or _path_problem(paths, entry.key)
             if problem or entry.key is None:
@@ -140,6 +166,19 @@ def list_samples(name: str, root: Path, splits: Sequence[str] = ()) -> tuple[lis
     return [found[key] for key in sorted(found)], findings
 
 
+def _every_view(root: Path, findings: dict[str, list[Finding]]) -> list[Listed]:
+    """The views of a folder without split lists, sorted by key; adds to the findings."""
+    expected = "just that, or a train.txt and a val.txt with SCENE/NUMBER in every line, to hold views out"
+    findings.setdefault("", []).append(Finding("list", "", "info", 'no split list: every view is in "train"', expected))
+    listed = []
+    for name in find_views(VIEWS, root):
+        try:
+            listed.append(Listed(str(SampleKey.parse(name)), ("train",)))
+        except ConfigError as error:
+            findings.setdefault(name, []).append(Finding("list", "", "error", str(error), "another name of the folder"))
+    return listed
+
+
 def _path_problem(paths: Callable[[SampleKey], Mapping[str, str]], key: SampleKey | None) -> str:
     try:
         if key is not None:
@@ -152,13 +191,20 @@ def _path_problem(paths: Callable[[SampleKey], Mapping[str, str]], key: SampleKe
 def find_unlisted(name: str, root: Path, listed: Sequence[Listed]) -> Iterator[str]:
     """Keys of views that lie in the folder and stand in no list, sorted."""
     known = {sample.key for sample in listed}
-    data = root / "data"
-    for scene in sorted(data.iterdir()):
-        if scene.is_dir():
-            views = {
-                f"{_printable(scene.name)}/{image}" for path in scene.iterdir() if (image := _form(name).image_of_rgb(path.name))
-            }
-            yield from sorted(views - known)
+    return (key for key in find_views(name, root) if key not in known)
+
+
+def find_views(name: str, root: Path) -> Iterator[str]:
+    """Keys of all views that lie in the folder, by their colour images, sorted within scenes."""
+    image_of_rgb = _form(name).image_of_rgb
+    for scene, folder in _scene_folders(name, root).items():
+        yield from sorted(f"{_printable(scene)}/{image}" for path in folder.iterdir() if (image := image_of_rgb(path.name)))
+
+
+def _scene_folders(name: str, root: Path) -> dict[str, Path]:
+    if name == VIEWS:
+        return view_folders.scene_folders(root)
+    return {scene.name: scene for scene in sorted((root / "data").iterdir()) if scene.is_dir()}
 
 
 def _printable(name: str) -> str:
@@ -174,30 +220,39 @@ def open_source(
     Raises:
         ConfigError: no probed view can be read.
     """
+    lone_scene = root.name if name == VIEWS and view_folders.holds_views(root) else ""
+    source = Source(name, root, grid or 0, image or (0, 0), lone_scene)
     if grid is not None and image is not None:
-        return Source(name, root, grid, image)
+        return source
     step = max(1, len(listed) // _PROBES)
     grids: Counter[int] = Counter()
     sizes: Counter[tuple[int, int]] = Counter()
     for sample in listed[::step][:_PROBES]:
-        paths = _form(name).paths(SampleKey.parse(sample.key))
         try:
-            shape = npz.probe_shape(folders.read_file(root, paths["geometry"], _IMAGE_LIMIT_BYTE), "data")
-            if len(shape) == 3 and len(set(shape)) == 1 and 1 < shape[0] <= 512:
-                grids[shape[0]] += 1
-            sizes[images.probe_size(folders.read_file(root, sample.rgb_path or paths["rgb"], _IMAGE_LIMIT_BYTE))] += 1
+            grids[_probe_grid(source, sample)] += 1
+            sizes[images.probe_size(folders.read_file(root, raw_files(source, sample)["rgb"], _IMAGE_LIMIT_BYTE))] += 1
         except SourceError:
             continue  # the reader will find and tell it; here another view speaks for the folder
+    grids.pop(_NO_GRID, None)
     if not grids or not sizes:
-        raise ConfigError(
-            f"input {root}: no readable view among {min(len(listed), _PROBES)} tried; expected data/<scene>/ as {name} has it"
-        )
-    return Source(name, root, grid or grids.most_common(1)[0][0], image or sizes.most_common(1)[0][0])
+        expected = "<i>_rgb.png" if name == VIEWS else f"data/<scene>/ as {name} has it"
+        raise ConfigError(f"input {root}: no readable view among {min(len(listed), _PROBES)} tried; expected {expected}")
+    return replace(source, grid=grid or grids.most_common(1)[0][0], image=image or sizes.most_common(1)[0][0])
+
+
+def _probe_grid(source: Source, listed: Listed) -> int:
+    """Voxels a side of a view's volumes; 0 where its source has none, ``_NO_GRID`` where they are no cubes."""
+    if not any(file.volume for file in source.files):
+        return 0
+    shape = npz.probe_shape(folders.read_file(source.root, raw_files(source, listed)["geometry"], _IMAGE_LIMIT_BYTE), "data")
+    return shape[0] if len(shape) == 3 and len(set(shape)) == 1 and 1 < shape[0] <= 512 else _NO_GRID
 
 
 def raw_files(source: Source, listed: Listed) -> dict[str, str]:
     """Kind -> path inside the root, for every kind of file the view may have."""
     paths: dict[str, str] = dict(_form(source.name).paths(SampleKey.parse(listed.key)))
+    if source.lone_scene:
+        paths = {kind: path.removeprefix(f"{source.lone_scene}/") for kind, path in paths.items()}
     if listed.rgb_path:
         paths["rgb"] = _inside(source.root, listed.rgb_path)
     return paths

@@ -15,9 +15,6 @@ from scenemill.transforms.folders import sha256
 from scenemill.transforms.rows import read_rows, to_parquet
 from scenemill.transforms.sources import Listed, Source, digest_of, raw_files, read_bytes
 
-_SAME_VIEW: Final = ("rgb", "depth", "segmap")
-"""Kinds that make two views the same view, whatever else lies beside them."""
-
 SUMS: Final = pa.schema(
     [pa.field(name, pa.string(), nullable=False) for name in ("key", "fingerprint", "digest", "content")]
     + [pa.field("raw_byte", pa.int64(), nullable=False)]
@@ -31,7 +28,7 @@ class Sums:
     Attributes:
         fingerprint: over path, size and times of its files: what is compared to know whether to read them again.
         digest: over the bytes of its files.
-        content: over image, depth and labels alone: equal for two copies of one view; "" where one is missing.
+        content: over what tells views apart (``Source.telling_files``) alone: equal for two copies of one view; "" where one is missing.
         raw_byte: size of its files.
     """
 
@@ -67,8 +64,8 @@ def sums_of(source: Source, listed: Listed) -> Sums:
         if data is not None:
             sums[file.kind] = sha256(data)
             raw_byte += len(data)
-    same = {kind: sums[kind] for kind in _SAME_VIEW if sums.get(kind, "unreadable") != "unreadable"}
-    return Sums(fingerprint, digest_of(sums), digest_of(same) if len(same) == len(_SAME_VIEW) else "", raw_byte)
+    same = {kind: sums[kind] for kind in source.telling_files if sums.get(kind, "unreadable") != "unreadable"}
+    return Sums(fingerprint, digest_of(sums), digest_of(same) if len(same) == len(source.telling_files) else "", raw_byte)
 
 
 def sums_tables(source: Source, samples: Sequence[Listed]) -> tuple[pa.Table]:

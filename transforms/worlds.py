@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.fields import FRONT3D_FORM, SOURCES
+from scenemill.schemas.fields import FRONT3D_FORM, ROOM_SOURCES
 from scenemill.schemas.labels import FLOOR, LABELS, VOID, WALL
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS, GRIDS, adjust_intrinsics, back_project
 from scenemill.transforms.rawfiles import View, write_front3d_mask, write_front3d_view, write_lists, write_matterport_view
@@ -104,8 +104,8 @@ def write_world(source: str, out: Path, *, scenes: int, views: int, seed: int = 
 
 
 def _check_arguments(source: str, out: Path, scenes: int, views: int, seed: int, grid: int) -> None:
-    if source not in SOURCES:
-        raise ConfigError(f"source {source!r} is unknown. Use one of {', '.join(SOURCES)}.")
+    if source not in ROOM_SOURCES:
+        raise ConfigError(f"source {source!r} is not made of rooms. Use one of {', '.join(ROOM_SOURCES)}.")
     if scenes < 1 or views < 1 or seed < 0:
         raise ConfigError(f"scenes {scenes}, views {views}, seed {seed}: ask for at least 1 scene, 1 view and a seed from 0 up.")
     if source in FRONT3D_FORM and views > _image_numbers(views):

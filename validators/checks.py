@@ -2,19 +2,23 @@
 
 The rules and their levels are those measured on the released views of both datasets (27 of 3D-Front, one of Matterport3D). What
 holds in every 3D-Front view to the voxel rejects a sample that breaks it; what holds statistically only warns; Matterport3D's
-volumes keep fewer promises, so there only form, range and finiteness reject.
+volumes keep fewer promises, so there only form, range and finiteness reject. Views of objects have checks of their own
+(``view_checks.py``).
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
 
+from scenemill.schemas.fields import VIEWS
 from scenemill.schemas.labels import FLOOR
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import Finding, Severity
+from scenemill.validators.check import Check, Found, M
 from scenemill.validators.measures import Measured, Rules
+from scenemill.validators.view_checks import VIEW_CHECKS
+from scenemill.validators.view_measures import MeasuredView
 
 CHECKS_VERSION: Final = "1"
 """Raised whenever a check may judge a sample otherwise: samples are then checked anew."""
@@ -31,44 +35,30 @@ _SMALLEST_THING_PIXELS: Final = 200
 _STEEPEST: Final = 1.001
 _WEIGHTS: Final = {True: (1, 2, 5, 10), False: (1, 2, 25, 50)}  # 3D-Front form; Matterport3D
 
-Found = Iterator[Finding]
-
-
-@dataclass(frozen=True)
-class Check:
-    """A check and the fields it needs; a sample that lacks one has a finding already and is spared this one.
-
-    Attributes:
-        name: its own; where it looks for several things, its findings carry names of theirs.
-        fields: fields it reads; "frustum" for the mask of the source, or the field "outside" of a sample that carries its own.
-        run: what it does.
-        front3d_only: True for promises that only the 3D-Front form makes.
-    """
-
-    name: str
-    fields: tuple[str, ...]
-    run: Callable[[Measured], Found]
-    front3d_only: bool = False
-
 
 def check_sample(sample: Sample, rules: Rules) -> tuple[list[Finding], Measured]:
     """Run every check that fits the sample.
 
     Returns:
-        The findings, in the order of ``CHECKS``, and the counts they were judged by.
+        The findings, in the order of ``CHECKS`` or ``VIEW_CHECKS``, and the counts they were judged by.
     """
-    measured = Measured(sample, rules)
     known = set(sample.arrays)
+    if rules.source == VIEWS:
+        view = MeasuredView(sample, rules)
+        return _run(VIEW_CHECKS, view, known), view
     if rules.frustum is not None or "outside" in known:
         known.add("frustum")
+    measured = Measured(sample, rules)
+    return _run(CHECKS, measured, known), measured
+
+
+def _run(checks: Iterable[Check[M]], measured: M, known: set[str]) -> list[Finding]:
     findings: list[Finding] = []
     with np.errstate(all="ignore"):  # values that are no numbers are found, not warned of
-        for check in CHECKS:
-            if check.front3d_only and not rules.front3d_form:
-                continue
-            if known.issuperset(check.fields):
+        for check in checks:
+            if known.issuperset(check.fields) and (measured.rules.front3d_form or not check.front3d_only):
                 findings.extend(check.run(measured))
-    return findings, measured
+    return findings
 
 
 def _finding(check: str, field: str, severity: Severity, observed: str, expected: str) -> Found:
@@ -358,7 +348,7 @@ def _labels_agree(measured: Measured) -> Found:
 
 _POINTS: Final = ("depth", "intrinsics", "geometry")
 
-CHECKS: Final = (
+CHECKS: Final[tuple[Check[Measured], ...]] = (
     Check("finite", (), _finite),
     Check("intrinsics", ("intrinsics",), _intrinsics),
     Check("pose", ("world_from_camera",), _pose),

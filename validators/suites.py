@@ -15,16 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.fields import FRONT3D_FORM, fields_of
-from scenemill.schemas.labels import FLOOR, LABELS, WALL
+from scenemill.schemas.fields import FRONT3D_FORM, VIEWS, fields_of
+from scenemill.schemas.labels import LABELS
 from scenemill.schemas.tables import SAMPLES
 from scenemill.validators.checks import FAR_M, NEAR_M, TRUNCATION
+from scenemill.validators.derived import facts_of
 from scenemill.validators.pages import offline
 
 DOCS_INDEX: Final = "docs/index.html"
@@ -120,8 +118,11 @@ _ANY_SOURCE: Final = (
     Expectation("critical", "ExpectColumnValuesToMatchRegex", "digest", "SHA-256", {"regex": "^[0-9a-f]{64}$"}),
     Expectation("warning", "ExpectColumnValuesToBeUnique", "digest", "two keys, the same raw files: a copy"),
     _values("warning", "splits_of_digest", None, 1, "no view in two splits"),
-    _values("warning", "splits_of_scene", None, 1, "no scene in two splits: the released lists share none"),
     _values("critical", "raw_byte", 1, None, "raw files hold something"),
+)
+
+_ROOMS: Final = (
+    _values("warning", "splits_of_scene", None, 1, "no scene in two splits: the released lists share none"),
     _values("critical", "depth_min_m", 0, None, "0 is invalid and not counted", strict_min=True),
     _values("critical", "depth_valid_share", 0, 1, "a share, and a view with no depth is rejected", strict_min=True),
     _values("critical", "voxels_observed", 1, None, "a volume with nothing in it is rejected"),
@@ -129,6 +130,14 @@ _ANY_SOURCE: Final = (
     _values("critical", "classes_2d_max", 0, len(LABELS) - 1, "the label list"),
     _values("critical", "classes_3d_max", 1, len(LABELS) - 1, "the label list"),
     _values("critical", "labels_agree_share", 0, 1, "a share"),
+)
+
+_VIEWS: Final = (
+    _values("critical", "grid", 0, 0, "views of an object have no volumes"),
+    _values("critical", "pose_error", 0, 2e-4, "orthonormal, determinant 1"),
+    _values("critical", "depth_valid_share", 0, 1, "a share"),
+    _values("warning", "views_of_camera", None, 1, "two views of one object from the same camera teach nothing new: remove one"),
+    _values("warning", "things_2d", 1, None, "a view without a map of labels has no silhouette", mostly=0.99),
 )
 
 _STORED: Final = (
@@ -198,9 +207,12 @@ def suite_of(source: str, samples: pa.Table) -> tuple[Expectation, ...]:
     if not samples.num_rows:
         return _ANY_TABLE
     same = ("grid", "image_height_pixel", "image_width_pixel")
-    suite = [*_ANY_SOURCE, *(_same_everywhere(name, samples[name]) for name in same)]
+    of_object = source == VIEWS
+    suite = [*_ANY_SOURCE, *(() if of_object else _ROOMS), *(_same_everywhere(name, samples[name]) for name in same)]
     if any(samples["part"].to_pylist()):
         suite.extend(_STORED)
+    if of_object:
+        return (*suite, *_VIEWS)
     suite.extend(_FRONT3D if source in FRONT3D_FORM else _MATTERPORT)
     if source == "front3d":
         suite.extend(_FRONT3D_ONLY)
@@ -255,76 +267,6 @@ def _write(folder: Path, title: str, result: Mapping[str, Any], pages: Mapping[s
     (folder / RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for name, page in pages.items():
         index.with_name(name).write_text(offline(page, title, summary if name == index.name else ""), encoding="utf-8")
-
-
-def facts_of(samples: pa.Table) -> pa.Table:
-    """The scalar columns of a samples table, and scalars derived from its lists and matrices.
-
-    Derived: ``classes_2d_max``, ``classes_3d_max``; ``shows_wall``, ``shows_floor`` and ``warned`` (0 or 1); ``things_not_in_3d``
-    (things of the image less those of the volume); ``occupied_not_labelled`` (voxels); ``splits_of_digest`` and ``splits_of_scene``
-    (number of splits that hold these files, or this scene); ``camera_height_m`` and ``pose_error`` (largest departure of the
-    rotation from an orthonormal one of determinant 1), NaN where there is no pose.
-    """
-    samples = samples.combine_chunks()
-    facts = {name: samples[name] for name in samples.column_names if not pa.types.is_nested(samples.schema.field(name).type)}
-    pose = _poses(samples["world_from_camera"])
-    derived = {
-        "classes_2d_max": _greatest(samples["classes_2d"]),
-        "classes_3d_max": _greatest(samples["classes_3d"]),
-        "shows_wall": _holds(samples["classes_2d"], WALL),
-        "shows_floor": _holds(samples["classes_2d"], FLOOR),
-        "warned": pc.cast(pc.greater(samples["warnings"], 0), pa.int64()),
-        "things_not_in_3d": pc.subtract(samples["things_2d"], samples["things_3d"]),
-        "occupied_not_labelled": pc.subtract(samples["voxels_occupied"], samples["voxels_labelled"]),
-        "splits_of_digest": _splits_of(samples["digest"], samples["splits"]),
-        "splits_of_scene": _splits_of(samples["scene"], samples["splits"]),
-        "camera_height_m": pose[:, 2, 3],
-        "pose_error": _rotation_error(pose[:, :3, :3]),
-    }
-    return pa.table({**facts, **derived})
-
-
-def _entries(lists: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Row and value of every entry of a column of lists."""
-    whole = pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], lists.type)
-    return whole.value_parent_indices().to_numpy(zero_copy_only=False), whole.flatten().to_numpy(zero_copy_only=False)
-
-
-def _greatest(lists: pa.ChunkedArray) -> NDArray[np.int64]:
-    greatest = np.zeros(len(lists), np.int64)
-    np.maximum.at(greatest, *_entries(lists))
-    return greatest
-
-
-def _holds(lists: pa.ChunkedArray, value: int) -> NDArray[np.int64]:
-    rows, values = _entries(lists)
-    holds = np.zeros(len(lists), np.int64)
-    holds[rows[values == value]] = 1
-    return holds
-
-
-def _splits_of(names: pa.ChunkedArray, splits: pa.ChunkedArray) -> NDArray[np.int64]:
-    """For every row: how many splits hold any row of its name."""
-    ids = np.unique(names.to_numpy().astype(str), return_inverse=True)[1]
-    rows, split = _entries(splits)
-    pairs = np.unique(np.stack([ids[rows], np.unique(split.astype(str), return_inverse=True)[1]]), axis=1)
-    count: NDArray[np.int64] = np.bincount(pairs[0], minlength=len(ids) + 1)[ids]
-    return count
-
-
-def _poses(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """(rows, 4, 4) float64, NaN where there is no pose."""
-    poses = np.full((len(column), 16), np.nan)
-    given = pc.equal(pc.list_value_length(column), 16).fill_null(False)
-    poses[given.to_numpy()] = pc.list_flatten(column.filter(given)).to_numpy().reshape(-1, 16)
-    return poses.reshape(-1, 4, 4)
-
-
-def _rotation_error(rotation: NDArray[np.float64]) -> NDArray[np.float64]:
-    with np.errstate(invalid="ignore"):  # no pose is NaN
-        skew = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2), initial=0)
-        error: NDArray[np.float64] = np.maximum(skew, np.abs(np.linalg.det(rotation) - 1))
-    return error
 
 
 def _validate(source: str, suite: Sequence[Expectation], frame: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from scenemill.pipelines.examine import rules_of
-from scenemill.schemas.fields import SOURCES, fields_of, raw_orientation
+from scenemill.schemas.fields import ROOM_SOURCES, fields_of, raw_orientation
 from scenemill.schemas.labels import CEILING, FLOOR, LABELS, WALL
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import Finding, Severity
@@ -720,7 +720,7 @@ def test_each_source_of_one_form_is_judged_alike(worlds: dict[str, World]) -> No
     world = worlds["front3d"]
     broken = mutated(world.clean, turn)
     expected = check_sample(broken, world.rules)[0]
-    for source in SOURCES:
+    for source in ROOM_SOURCES:
         if raw_orientation(source) == (0, 1):
             assert check_sample(broken, replace(world.rules, source=source))[0] == expected
 

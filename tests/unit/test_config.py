@@ -8,14 +8,14 @@ import pytest
 
 from scenemill.schemas.config import PRECISIONS, IngestConfig, parse_max_rejected
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.fields import SOURCES
+from scenemill.schemas.fields import ROOM_SOURCES
 
 
 def config(**changed: Any) -> IngestConfig:
     return IngestConfig(**{"source": "front3d", "input": Path("raw"), **changed})
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", ROOM_SOURCES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_source_and_precision_is_accepted(source: str, precision: str) -> None:
     made = config(source=source, precision=precision)

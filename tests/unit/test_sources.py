@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.fields import SOURCES, fields_of
+from scenemill.schemas.fields import ROOM_SOURCES, fields_of
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import Finding
 from scenemill.transforms import sources
@@ -130,7 +130,7 @@ def test_size_and_colour_path_come_from_the_list(tmp_path: Path) -> None:
     assert list_samples("front3d", tmp_path)[0] == [Listed("a/0001", ("train",), "augment/a.png", (240, 320))]
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", ROOM_SOURCES)
 def test_every_made_up_view_is_listed_in_one_split(source: str, tmp_path: Path) -> None:
     write_world(source, tmp_path / "world", scenes=3, views=1, grid=64)
     listed, findings = list_samples(source, tmp_path / "world")
