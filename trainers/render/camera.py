@@ -65,7 +65,7 @@ def generate_rotate_translate_matrices(
         (B, 3, 3), rows are the axes of the camera in the world; and (B, 3), ``camera_position``.
     """
     forward = _unit(look_at - camera_position)
-    forward, up = torch.broadcast_tensors(forward, camera_up_direction)
+    forward, up = _repeated(forward, camera_up_direction)
     right = _unit(torch.linalg.cross(forward, up))
     above = torch.linalg.cross(right, forward)
     return torch.stack([right, above, -forward], dim=1), camera_position
@@ -79,7 +79,8 @@ def rotate_translate_points(points: Tensor, camera_rot: Tensor, camera_trans: Te
         camera_rot: (B, 3, 3), of ``generate_rotate_translate_matrices``.
         camera_trans: (B, 3) or (B, 3, 1), the cameras' positions.
     """
-    return (points - camera_trans.reshape(-1, 1, 3)) @ camera_rot.transpose(1, 2)
+    turned: Tensor = (points - camera_trans.reshape(-1, 1, 3)) @ camera_rot.transpose(1, 2)
+    return turned
 
 
 def generate_transformation_matrix(camera_position: Tensor, look_at: Tensor, camera_up_direction: Tensor) -> Tensor:
@@ -98,11 +99,18 @@ def generate_transformation_matrix(camera_position: Tensor, look_at: Tensor, cam
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, -4.0]]
     """
     backward = functional.normalize(camera_position - look_at, dim=1, eps=0.0)
-    backward, up = torch.broadcast_tensors(backward, camera_up_direction)
+    backward, up = _repeated(backward, camera_up_direction)
     right = functional.normalize(torch.linalg.cross(up, backward), dim=1, eps=0.0)
     above = torch.linalg.cross(backward, right)
     axes = torch.stack([right, above, backward], dim=2)
-    return torch.cat([axes, -camera_position[:, None] @ axes], dim=1)
+    moved: Tensor = -camera_position[:, None] @ axes
+    return torch.cat([axes, moved.expand(len(axes), -1, -1)], dim=1)
+
+
+def _repeated(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (B, 3), where either may be (1, 3)."""
+    batch = max(len(first), len(second))
+    return first.expand(batch, -1), second.expand(batch, -1)
 
 
 def _unit(vectors: Tensor) -> Tensor:

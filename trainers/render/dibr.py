@@ -1,6 +1,7 @@
 """DIB-R: features where faces show, and a soft mask around them, in one call."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def dibr_rasterization(
     supersample: int = 1,
     select: str = "index",
     chunk_bytes: int = CHUNK_BYTES,
-) -> tuple[Tensor | tuple[Tensor, ...], Tensor, Tensor]:
+) -> tuple[Any, Tensor, Tensor]:
     """Front faces by ``rasterize``, then ``dibr_soft_mask`` of all faces around what they cover.
 
     Args:
@@ -59,7 +60,7 @@ def dibr_rasterization(
     faces = (height, width, face_vertices_z, face_vertices_image)
     features, face_idx = rasterize(
         *faces,
-        face_features,  # type: ignore[arg-type]  # one or several, as the overloads of rasterize have them apart
+        face_features,
         face_normals_z >= 0,
         multiplier,
         eps,

@@ -78,7 +78,8 @@ def average_edge_length(vertices: Tensor, faces: Tensor) -> Tensor:
     [[4.0]]
     """
     corners = index_vertices_by_faces(vertices, faces)
-    return (corners - corners.roll(-1, dims=2)).norm(dim=-1).mean(dim=-1)
+    edges = corners - corners.roll(-1, dims=2)
+    return torch.linalg.vector_norm(edges, dim=-1).mean(dim=-1)
 
 
 def uniform_laplacian_smoothing(vertices: Tensor, faces: Tensor) -> Tensor:
@@ -91,7 +92,8 @@ def uniform_laplacian_smoothing(vertices: Tensor, faces: Tensor) -> Tensor:
     batch, count, width = vertices.shape
     laplacian = uniform_laplacian(count, faces, sparse=True).to(vertices.dtype)
     moved = (laplacian @ vertices.transpose(0, 1).flatten(1)).view(count, batch, width)
-    return moved.transpose(0, 1) + vertices
+    smoothed: Tensor = moved.transpose(0, 1) + vertices
+    return smoothed
 
 
 def _same_shape(first: Tensor, second: Tensor) -> None:

@@ -45,7 +45,7 @@ def face_normals(face_vertices: Tensor, unit: bool = False) -> Tensor:
     if face_vertices.shape[-2] != 3:
         raise FaceSizeError(f"faces of {face_vertices.shape[-2]} corners have no normal here: split them into triangles first")
     first, second, third = face_vertices.unbind(dim=-2)
-    normals = torch.linalg.cross(second - first, third - first)
+    normals: Tensor = torch.linalg.cross(second - first, third - first)
     return normals / (normals.norm(dim=-1, keepdim=True) + TINY) if unit else normals
 
 
@@ -63,7 +63,7 @@ def adjacency_matrix(num_vertices: int, faces: Tensor, sparse: bool = True) -> T
     edges = torch.stack([faces, faces.roll(-1, dims=1)], dim=-1).view(-1, 2)
     both = torch.unique(torch.cat([edges, edges.flip(1)]), dim=0).T
     ones = torch.ones(both.shape[1], device=faces.device)
-    matrix = torch.sparse_coo_tensor(both, ones, (num_vertices, num_vertices), is_coalesced=True)
+    matrix = _sparse(num_vertices, both, ones)
     return matrix if sparse else matrix.to_dense()
 
 
@@ -85,7 +85,7 @@ def uniform_laplacian(num_vertices: int, faces: Tensor, sparse: bool = False) ->
     shares = 1 / torch.bincount(rows, minlength=num_vertices)[rows].float()
     diagonal = torch.arange(num_vertices, device=faces.device).expand(2, -1)
     values = torch.cat([shares, -torch.ones(num_vertices, device=faces.device)])
-    laplacian = torch.sparse_coo_tensor(torch.cat([places, diagonal], dim=1), values, (num_vertices, num_vertices)).coalesce()
+    laplacian = _sparse(num_vertices, torch.cat([places, diagonal], dim=1), values)
     return laplacian if sparse else laplacian.to_dense()
 
 
@@ -112,7 +112,8 @@ def edge_to_faces(faces: Tensor) -> Tensor:
             f"the edge of vertices {found[wrong].tolist()} has {int(counts[wrong])} face(s), and {int((counts != 2).sum())} edges in "
             "all have not exactly 2: close the mesh, or leave out the term that needs its edges"
         )
-    return edge.argsort(stable=True).view(-1, 2) // faces.shape[1]
+    sides: Tensor = edge.argsort(stable=True) // faces.shape[1]
+    return sides.view(-1, 2)
 
 
 def center_points(points: Tensor, normalize: bool = False, eps: float = 1e-6) -> Tensor:
@@ -132,3 +133,8 @@ def center_points(points: Tensor, normalize: bool = False, eps: float = 1e-6) ->
     low, high = points.amin(dim=1, keepdim=True), points.amax(dim=1, keepdim=True)
     centred = points - (low + high) / 2
     return centred / (high - low).amax(dim=-1, keepdim=True).clamp(min=eps) if normalize else centred
+
+
+def _sparse(size: int, places: Tensor, values: Tensor) -> Tensor:
+    """(size, size), coalesced."""
+    return torch.sparse_coo_tensor(places, values, (size, size), check_invariants=True).coalesce()

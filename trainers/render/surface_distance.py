@@ -31,7 +31,8 @@ def sample_surface(vertices: Tensor, faces: Tensor, count: int, generator: torch
     chosen = corners[torch.searchsorted(ends, drawn, right=True).clamp(max=len(faces) - 1)]
     across, along = torch.rand((2, count, 1), dtype=vertices.dtype, generator=generator, device=device)
     root = across.sqrt()  # the root makes it even: near the first corner a face is narrow
-    return (1 - root) * chosen[:, 0] + root * (1 - along) * chosen[:, 1] + root * along * chosen[:, 2]
+    points: Tensor = (1 - root) * chosen[:, 0] + root * (1 - along) * chosen[:, 1] + root * along * chosen[:, 2]
+    return points
 
 
 def chamfer_distance(
