@@ -17,11 +17,13 @@ class Rendered(NamedTuple):
     Attributes:
         image: (B, H, W, 3) in [0, 1], black where nothing is.
         soft_mask: (B, H, W) in [0, 1], 1 on the mesh.
+        covered: (B, H, W) bool, the pixels whose centre is on it.
         normals: (B, F, 3), unit normals of the faces in camera space.
     """
 
     image: Tensor
     soft_mask: Tensor
+    covered: Tensor
     normals: Tensor
 
 
@@ -67,7 +69,6 @@ class TexturedMesh(nn.Module):
         sigmainv: float = 7000.0,
         boxlen: float = 0.02,
         knum: int = 30,
-        supersample: int = 1,
     ) -> Rendered:
         """What cameras see of the mesh.
 
@@ -76,18 +77,17 @@ class TexturedMesh(nn.Module):
             camera_projection: (B, 3, 1).
             size: (height, width) in pixels.
             sigmainv, boxlen, knum: of the soft mask.
-            supersample: see ``rasterize``.
         """
         batch = len(camera_transform)
         vertices = self.placed().expand(batch, -1, -1)
         corners, on_image, normals = prepare_vertices(vertices, self.faces, camera_projection, camera_transform=camera_transform)
         inside = self.face_uvs.new_ones(*self.face_uvs.shape[:2], 1)
         features = [held.expand(batch, *held.shape) for held in (self.face_uvs, inside)]
-        (uvs, cover), soft_mask, _ = dibr_rasterization(
-            *size, corners[..., 2], on_image, features, normals[..., 2], sigmainv, boxlen, knum, supersample=supersample
+        (uvs, cover), soft_mask, shown = dibr_rasterization(
+            *size, corners[..., 2], on_image, features, normals[..., 2], sigmainv, boxlen, knum
         )
         colors = texture_mapping(uvs, self.texture.expand(batch, -1, -1, -1), "bilinear")
-        return Rendered((colors * cover).clamp(0, 1), soft_mask, normals)
+        return Rendered((colors * cover).clamp(0, 1), soft_mask, shown >= 0, normals)
 
     @torch.no_grad()
     def finished_texture(self) -> Tensor:
