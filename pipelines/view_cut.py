@@ -87,7 +87,7 @@ def cut_voxels(voxels: NDArray[Any], matrix: NDArray[np.float64], budget: int, *
     Args:
         voxels: (N, 3) integers, indices of the occupied voxels.
         matrix: (4, 4), from indices; a voxel reaches half a unit to all sides.
-        budget: voxels to draw.
+        budget: voxels to draw, at least the 8 octants that blocks of any size lie in.
         values: (N, ...) each, by name; None for none. A block has those of its first voxel.
 
     Raises:
