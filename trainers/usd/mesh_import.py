@@ -4,50 +4,19 @@ Source: Mesh of UsdGeom; the names and arguments are those of Kaolin's ``io.usd`
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from scenemill.schemas.errors import ConfigError
+from scenemill.trainers.surface_mesh import SurfaceMesh
 from scenemill.trainers.usd.corners import MeshCorners, in_world, merge, read_corners
 from scenemill.trainers.usd.stages import all_prims, find_prim, open_stage
 from scenemill.trainers.usd.triangulate import NonHomogeneousMeshError, mesh_handler_naive_triangulate
 
 Handler = Callable[..., tuple[Any, ...] | None]
 """Makes faces of several sizes into faces of one size, or None to leave a mesh out; see ``mesh_handler_naive_triangulate``."""
-
-
-@dataclass(eq=False)
-class SurfaceMesh:
-    """A mesh whose faces all have n corners. What is not there or was not asked for is None.
-
-    Attributes:
-        vertices: (V, 3) float32.
-        faces: (F, n) int64.
-        uvs: (U, 2) float32, v down.
-        face_uvs_idx: (F, n) int64, rows of ``uvs``.
-        face_normals: (F, n, 3) float32; (C, 3) where there are no faces.
-        vertex_normals: (V, 3) float32.
-        material_assignments: (F,) int16, numbers of materials, -1 for none.
-        materials: sorted by name.
-        transform: (4, 4) float64, world from the frame of the vertices; None for the identity.
-    """
-
-    vertices: torch.Tensor
-    faces: torch.Tensor
-    uvs: torch.Tensor | None = None
-    face_uvs_idx: torch.Tensor | None = None
-    face_normals: torch.Tensor | None = None
-    vertex_normals: torch.Tensor | None = None
-    material_assignments: torch.Tensor | None = None
-    materials: list[Any] | None = None
-    transform: torch.Tensor | None = None
-
-    @property
-    def face_uvs(self) -> torch.Tensor | None:
-        """(F, n, 2) float32, the texture coordinates of the corners."""
-        return None if self.uvs is None or self.face_uvs_idx is None else self.uvs[self.face_uvs_idx]
 
 
 def get_mesh_scene_paths(file_or_stage: Any, scene_path: str | None = None) -> list[str]:
@@ -82,7 +51,8 @@ def import_mesh(
         triangulate: cut all faces into triangles.
 
     Returns:
-        The mesh; None if there is none, or the handler left it out.
+        The mesh, float32 and int64, uvs with v down, (F,) int16 assignments of materials that are sorted by name, no transform; None if
+        there is none, or the handler left it out.
 
     Raises:
         NonHomogeneousMeshError: faces of several sizes, and no handler.
@@ -114,6 +84,9 @@ def import_meshes(
         with_materials, with_normals, heterogeneous_mesh_handler, triangulate: as in ``import_mesh``.
         times: one for each of the paths; None for values that hold at any time.
         return_list: a list, else a dictionary by path.
+
+    Returns:
+        Meshes as those of ``import_mesh``, with a (4, 4) float64 ``transform`` into the world unless that is the identity.
 
     Raises:
         As ``import_mesh``.
@@ -177,9 +150,10 @@ def _shaped(mesh: MeshCorners, with_materials: bool) -> SurfaceMesh:
         faces=mesh.indices.reshape(count, size),
         uvs=mesh.uvs,
         face_uvs_idx=mesh.uv_indices.reshape(count, size) if mesh.uv_indices is not None and count else None,
-        face_normals=normals.reshape(count, size, 3) if normals is not None and count else normals,
+        face_normals=normals.reshape(count, size, 3) if normals is not None and count else normals,  # (C, 3) without faces
         vertex_normals=mesh.vertex_normals,
         material_assignments=assigned if with_materials else None,
         materials=[mesh.materials[name] for name in names] if with_materials else None,
         transform=None if torch.equal(mesh.transform, torch.eye(4, dtype=torch.float64)) else mesh.transform,
+        strict_checks=False,  # a file may have normals and no faces yet
     )
