@@ -458,7 +458,7 @@ def score(
 @app.command()
 def query(
     tables: Annotated[Path, typer.Argument(help="Folder of the metric tables.")],
-    sql: Annotated[str, typer.Argument(help="One SELECT over counts, scores and depths.")],
+    sql: Annotated[str, typer.Argument(help="One SELECT over counts, scores, depths, renders and fits.")],
     form: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
     out: Annotated[Path | None, typer.Option(help="Write the answer to this file.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows.")] = None,

@@ -41,7 +41,7 @@ _SETTINGS: Final[dict[str, str | bool | int | float | list[str]]] = {
 
 
 def query(folder: Path, sql: str, limit: int | None = None, timeout_s: float = TIMEOUT_S) -> pa.Table:
-    """Ask the tables of a folder: ``counts``, ``depths`` and ``scores``, of finished runs alone.
+    """Ask the tables of a folder: those of ``pipelines.tables.TABLES``, rows of finished runs alone.
 
     Args:
         folder: where the tables are.

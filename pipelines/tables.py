@@ -1,4 +1,4 @@
-"""The metric tables: three Delta tables that grow by whole runs, and whose readers only ever see whole runs.
+"""The metric tables: Delta tables that grow by whole runs, and whose readers only ever see whole runs.
 
 Delta commits one table at a time, so the tables of a run are committed in a fixed order with ``scores`` last: **a run is finished
 once it is in scores**, and rows of other runs do not count. Each commit carries the run id as application transaction, which makes
@@ -21,9 +21,9 @@ from deltalake.exceptions import CommitFailedError
 
 from scenemill.schemas.errors import ConfigError, Conflict, NotPublished
 from scenemill.schemas.published import PREFIX, published_scores
-from scenemill.schemas.tables import COUNTS, DEPTHS, SCORES
+from scenemill.schemas.tables import COUNTS, DEPTHS, FITS, RENDERS, SCORES
 
-TABLES: Final[Mapping[str, pa.Schema]] = {"counts": COUNTS, "depths": DEPTHS, "scores": SCORES}
+TABLES: Final[Mapping[str, pa.Schema]] = {"counts": COUNTS, "depths": DEPTHS, "renders": RENDERS, "fits": FITS, "scores": SCORES}
 """In the order they are committed: scores last, for they make the run visible."""
 
 _SETTINGS: Final = {"delta.appendOnly": "true"}
@@ -68,7 +68,7 @@ def datasets(folder: Path) -> dict[str, ds.Dataset]:
     """
     scores = _read(folder, "scores", _open(folder, "scores"))  # first: of the runs seen here, all other rows are there already
     finished = pc.field("run").isin(pc.unique(scores["run"].combine_chunks()))
-    others = {name: _open(folder, name).to_pyarrow_dataset().filter(finished) for name in ("counts", "depths")}
+    others = {name: _dataset(folder, name).filter(finished) for name in TABLES if name != "scores"}
     return {**others, "scores": ds.dataset(scores)}  # not deltalake's, which takes nulls of files without the column for values
 
 
@@ -82,7 +82,18 @@ def read_table(folder: Path, name: str) -> pa.Table:
     if name not in TABLES:
         raise ConfigError(f"table {name!r}: no such table; there are {', '.join(sorted(TABLES))}")
     runs = _runs(folder, _open(folder, "scores"))
+    if not _is_there(folder, name):
+        return TABLES[name].empty_table()
     return _read(folder, name, _open(folder, name)).filter(pc.field("run").isin(runs))
+
+
+def _dataset(folder: Path, name: str) -> ds.Dataset:
+    """A table; an empty one where the folder is older than the table."""
+    return _open(folder, name).to_pyarrow_dataset() if _is_there(folder, name) else ds.dataset(TABLES[name].empty_table())
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    return (folder / name / "_delta_log").is_dir() and DeltaTable.is_deltatable(_address(folder, name))
 
 
 def _runs(folder: Path, scores: DeltaTable) -> pa.Array:
@@ -189,10 +200,9 @@ def _compare(folder: Path, name: str, run: str, rows: pa.Table) -> None:
 
 
 def _open(folder: Path, name: str) -> DeltaTable:
-    where = _address(folder, name)
-    if not (folder / name / "_delta_log").is_dir() or not DeltaTable.is_deltatable(where):
+    if not _is_there(folder, name):
         raise NotPublished(f"tables {folder}: no metric tables here; the first evaluated run makes them")
-    return DeltaTable(where)
+    return DeltaTable(_address(folder, name))
 
 
 def _address(folder: Path, name: str) -> str:

@@ -233,6 +233,50 @@ DEPTHS: Final = pa.schema(
 )
 """A row per run and sample: errors of predicted depth over pixels whose true depth is 0.4 to 6 m. No reference reports these."""
 
+RENDERS: Final = pa.schema(
+    [
+        *_columns(
+            run=pa.string(),
+            store_version=pa.string(),
+            key=pa.string(),
+            split=pa.string(),
+            mask_iou=pa.float64(),
+            psnr_db=pa.float64(),
+        ),
+        pa.field("ssim", pa.float64()),
+    ],
+    metadata={"scenemill.table": "renders", "scenemill.version": TABLE_VERSION},
+)
+"""A row per fitted mesh and view that it was measured on: IoU of what it covers and the mask, and how near the images are.
+
+``split`` is "held out" for views that the fit has not seen. ``ssim`` is null for images smaller than its window of 11 pixels.
+"""
+
+FITS: Final = pa.schema(
+    [
+        *_columns(
+            run=pa.string(),
+            store_version=pa.string(),
+            template=pa.string(),
+            settings=pa.string(),
+            views=pa.int64(),
+            held_out=pa.int64(),
+            epochs=pa.int64(),
+            vertices=pa.int64(),
+            faces=pa.int64(),
+            loss=pa.float64(),
+            seconds=pa.float64(),
+        ),
+        *_columns(nullable=True, chamfer=pa.float64(), truth=pa.string()),
+    ],
+    metadata={"scenemill.table": "fits", "scenemill.version": TABLE_VERSION},
+)
+"""A row per fitted mesh: from what, how long, and the mean loss of its last epoch; its qualities are in ``renders`` and ``scores``.
+
+``settings`` is JSON. ``chamfer`` is the mean distance between its surface and that of ``truth``, in the unit of the views' scene, where
+a true mesh was named.
+"""
+
 
 def table_of(schema: pa.Schema, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Rows as an Arrow table of exactly ``schema``; a missing or null value in a column that may not be null is an error.

@@ -47,7 +47,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ("FROM counts SELECT sum(iou_sum) AS iou", [{"iou": 1.5}]),
         ("WITH ours AS (FROM scores WHERE NOT published) SELECT quality FROM ours", [{"quality": 0.5}]),
         ("SELECT \"group\" FROM scores WHERE run = 'a' -- a comment; with a semicolon", [{"group": "all"}]),
-        ("SHOW TABLES;", [{"name": name} for name in ("counts", "depths", "scores")]),
+        ("SHOW TABLES;", [{"name": name} for name in ("counts", "depths", "fits", "renders", "scores")]),
         ("VALUES (1)", [{"col0": 1}]),
         ("SELECT count(*) AS rows FROM depths", [{"rows": 0}]),
         ("SELECT created FROM scores WHERE run = 'a'", [{"created": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)}]),

@@ -19,7 +19,7 @@ from scenemill.pipelines.query import query
 from scenemill.pipelines.tables import append_run, datasets, read_table
 from scenemill.schemas.errors import ConfigError, Conflict, NotPublished
 from scenemill.schemas.published import PUBLISHED, published_scores
-from scenemill.schemas.tables import COUNTS, DEPTHS, SCORES, table_of
+from scenemill.schemas.tables import COUNTS, DEPTHS, FITS, SCORES, table_of
 
 HOSTILE = ("../../etc/passwd", "a'; DROP TABLE scores; --", "日本 ü \u202e\x1b[2J", "x" * 3000, "published?", "run=1/%2e", "\n")
 
@@ -134,8 +134,8 @@ def test_attempts_at_one_run_at_once_add_it_once(tmp_path: Path) -> None:
     for folder in tmp_path.iterdir():
         assert ours(folder) == ["a"]
         rows = {name: read_table(folder, name).num_rows for name in tables.TABLES}
-        assert rows == {"counts": 2, "depths": 1, "scores": 1 + published_scores().num_rows}
-        assert {name: log_of(folder, name) for name in tables.TABLES} == {"counts": 2, "depths": 2, "scores": 3}
+        assert rows == {"counts": 2, "depths": 1, "renders": 0, "fits": 0, "scores": 1 + published_scores().num_rows}
+        assert {name: log_of(folder, name) for name in tables.TABLES} == {"counts": 2, "depths": 2, "renders": 2, "fits": 2, "scores": 3}
 
 
 def test_attempts_with_other_rows_at_once_leave_one_of_them(tmp_path: Path) -> None:
@@ -257,6 +257,18 @@ def test_tables_of_version_1_are_read_and_asked_as_they_are(tmp_path: Path) -> N
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_tables_that_a_folder_is_too_old_for_are_empty_until_a_run_is_added(tmp_path: Path) -> None:
+    make_version_1(tmp_path)
+    assert not (tmp_path / "fits").exists()
+    assert read_table(tmp_path, "fits").equals(FITS.empty_table())
+    assert query(tmp_path, "SELECT count(*) AS rows FROM renders").to_pylist() == [{"rows": 0}]
+    fit = {"run": "new", "store_version": "v", "template": "sphere", "settings": "{}", "views": 9, "held_out": 1, "epochs": 5}
+    told = table_of(FITS, [fit | {"vertices": 642, "faces": 1280, "loss": 0.1, "seconds": 2.0}])
+    append_run(tmp_path, "new", rows_of("new") | {"fits": told})
+    assert read_table(tmp_path, "fits").equals(told)
+    assert query(tmp_path, "SELECT template, chamfer FROM fits").to_pylist() == [{"template": "sphere", "chamfer": None}]
+
+
 def test_a_run_added_to_tables_of_version_1_brings_the_new_columns(tmp_path: Path) -> None:
     rows = [{**row, **dict.fromkeys(NEW_COLUMNS)} for row in make_version_1(tmp_path)]
     place = {"training": "out/train", "settings": "abc", "epoch": 3, "step": 1 << 40}
@@ -309,7 +321,7 @@ def test_a_run_may_be_called_anything(tmp_path: Path, run: str) -> None:
     assert ours(folder) == [run]
     assert read_table(folder, "counts")["run"].to_pylist() == [run, run]
     assert [path.name for path in tmp_path.iterdir()] == ["tables"]
-    assert sorted(path.name for path in folder.iterdir()) == ["counts", "depths", "scores"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(tables.TABLES)
     assert {path.suffix for path in (folder / "counts").iterdir() if path.is_file()} == {".parquet"}  # no folder named by a run
 
 
@@ -370,7 +382,7 @@ def test_run_ids_that_are_taken(tmp_path: Path, run: str) -> None:
 def test_no_tables_and_no_such_table(tmp_path: Path) -> None:
     with pytest.raises(NotPublished, match="no metric tables here"):
         datasets(tmp_path)
-    with pytest.raises(ConfigError, match="there are counts, depths, scores"):
+    with pytest.raises(ConfigError, match="there are counts, depths, fits, renders, scores"):
         read_table(tmp_path, "score")
 
 
