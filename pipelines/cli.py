@@ -13,6 +13,7 @@ import typer
 
 import scenemill
 from scenemill.pipelines.cli_experiments import register
+from scenemill.pipelines.cli_synth import register as register_synth
 from scenemill.pipelines.cli_view import view
 from scenemill.schemas.config import IngestConfig, parse_max_rejected
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
@@ -173,30 +174,6 @@ def _say(document: Any, as_json: bool, lines: Callable[["Console"], None]) -> No
         print(json.dumps(asdict(document) if is_dataclass(document) and not isinstance(document, type) else document, default=str))
     else:
         lines(_console())
-
-
-@app.command()
-def synth(
-    source: SourceName,
-    out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
-    scenes: Annotated[int, typer.Option(help="Rooms.")] = 3,
-    views: Annotated[int, typer.Option(help="Views of each room.")] = 4,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same bytes.")] = 0,
-    grid: Annotated[int, typer.Option(help="Voxels a side: 256, 128 or 64.")] = 256,
-    as_json: AsJson = False,
-) -> None:
-    """Make furnished rooms in a raw layout, from arithmetic alone: for trying, testing and teaching."""
-    from scenemill.pipelines.human import size
-    from scenemill.transforms.worlds import write_world
-
-    made = write_world(source, out, scenes=scenes, views=views, seed=seed, grid=grid)
-    _say(
-        made,
-        as_json,
-        lambda console: console.print(
-            f"{out}: {made.scenes} rooms, {made.views} views, {made.files} files, {size(made.size_bytes)}"
-        ),
-    )
 
 
 @app.command()
@@ -499,6 +476,7 @@ def report(
 
 
 register(app)
+register_synth(app, _progress, _say)
 app.command()(view)
 
 if __name__ == "__main__":

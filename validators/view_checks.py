@@ -19,6 +19,7 @@ _MOST_LABELS: Final = 32  # more are grey levels of a smoothed mask
 _FEWEST_PIXELS: Final = 16
 _UNIT_LENGTH: Final = 0.1  # smoothing at edges shortens normals
 _SHARE_TOLD: Final = 0.01
+_LIT_TOLD: Final = 0.05  # of the background; pixels at a smoothed edge are lit too
 
 
 def _finite(measured: MeasuredView) -> Found:
@@ -110,7 +111,7 @@ def _cropped(measured: MeasuredView) -> Found:
 def _background(measured: MeasuredView) -> Found:
     lit = int(np.count_nonzero(measured.sample["rgb"].any(axis=-1) & ~measured.mask))
     outside = measured.mask.size - int(np.count_nonzero(measured.mask))
-    if lit > _SHARE_TOLD * outside:
+    if lit > _LIT_TOLD * outside:
         observed = f"{lit / outside:.1%} of the background is not black"
         yield Finding("background", "rgb", "info", observed, "black, where colours are compared with a render")
 
