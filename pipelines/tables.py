@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
-from scenemill.schemas.errors import ConfigError, Conflict, NotPublished
+from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, NotPublished
 from scenemill.schemas.published import PREFIX, published_scores
 from scenemill.schemas.tables import COUNTS, DEPTHS, FITS, RENDERS, SCORES
 
@@ -78,6 +78,7 @@ def read_table(folder: Path, name: str) -> pa.Table:
     Raises:
         ConfigError: no such table.
         NotPublished: no tables there.
+        Corrupt: a table cannot be read.
     """
     if name not in TABLES:
         raise ConfigError(f"table {name!r}: no such table; there are {', '.join(sorted(TABLES))}")
@@ -104,7 +105,10 @@ def _read(folder: Path, name: str, table: DeltaTable, columns: Sequence[str] | N
     """All rows of a table, file by file: a dataset reads with threads that now and then crash a process which ends soon after."""
     schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(column) for column in columns])
     files = [folder / name / uri.rpartition("/")[2] for uri in table.file_uris()]
-    read = [pq.ParquetFile(pa.BufferReader(file.read_bytes())).read(schema.names, use_threads=False) for file in files]
+    try:
+        read = [pq.ParquetFile(pa.BufferReader(file.read_bytes())).read(schema.names, use_threads=False) for file in files]
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(folder, name, error) from error
     return pa.concat_tables([schema.empty_table(), *(_completed(part, schema) for part in read)])
 
 
@@ -202,7 +206,15 @@ def _compare(folder: Path, name: str, run: str, rows: pa.Table) -> None:
 def _open(folder: Path, name: str) -> DeltaTable:
     if not _is_there(folder, name):
         raise NotPublished(f"tables {folder}: no metric tables here; the first evaluated run makes them")
-    return DeltaTable(_address(folder, name))
+    try:
+        return DeltaTable(_address(folder, name))
+    except DeltaError as error:
+        raise _unreadable(folder, name, error) from error
+
+
+def _unreadable(folder: Path, name: str, error: Exception) -> Corrupt:
+    why = str(error).partition("\n")[0]
+    return Corrupt(f"tables {folder}: {name} cannot be read ({why}). Restore it from a copy, or score the runs into another folder.")
 
 
 def _address(folder: Path, name: str) -> str:

@@ -53,7 +53,7 @@ class StoreRoot:
         self.name, self.path = name, path
         self._lock = threading.Lock()
         self._stamp, self._error = "", ""
-        self._store = open_store(path)
+        self._store = _open_whole(path)
         self._folders: tuple[Store | None, dict[str, str]] = (None, {})
         self.look()
 
@@ -64,7 +64,7 @@ class StoreRoot:
             if stamp != self._stamp:
                 self._stamp = stamp
                 try:
-                    self._store, self._error = open_store(self.path), ""
+                    self._store, self._error = _open_whole(self.path), ""
                 except SceneMillError as error:
                     self._error = str(error)
             return f"{self._store.version} {self._error}"
@@ -176,6 +176,13 @@ class StoreRoot:
         facts = self._store.facts(key)
         size = facts["image_width_pixel"], facts["image_height_pixel"]
         return camera_index(self._store.layout.source, self._store.read(key, ["intrinsics"])["intrinsics"], size, grid)
+
+
+def _open_whole(path: Path) -> Store:
+    """The newest version with its tables read: what is shown then stays, whatever becomes of their files."""
+    store = open_store(path)
+    _ = store.keys, store.findings
+    return store
 
 
 def surface_scene(arrays: Mapping[str, NDArray[Any]], centre: NDArray[np.float64], budget: Budget) -> Scene:
