@@ -60,10 +60,10 @@ def adjacency_matrix(num_vertices: int, faces: Tensor, sparse: bool = True) -> T
     >>> adjacency_matrix(4, torch.tensor([[0, 1, 2]]), sparse=False).int().tolist()
     [[0, 1, 1, 0], [1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
     """
-    edges = torch.stack([faces, faces.roll(-1, dims=1)], dim=-1).view(-1, 2)
-    both = torch.unique(torch.cat([edges, edges.flip(1)]), dim=0).T
-    ones = torch.ones(both.shape[1], device=faces.device)
-    matrix = _sparse(num_vertices, both, ones)
+    start, end = faces.flatten(), faces.roll(-1, dims=1).flatten()
+    both = torch.unique(torch.cat([start, end]) * num_vertices + torch.cat([end, start]))  # far faster than by rows
+    places = torch.stack([both // num_vertices, both % num_vertices])
+    matrix = _sparse(num_vertices, places, torch.ones(len(both), device=faces.device))
     return matrix if sparse else matrix.to_dense()
 
 
@@ -105,12 +105,14 @@ def edge_to_faces(faces: Tensor) -> Tensor:
     [[0, 1], [0, 1], [0, 1]]
     """
     edges = torch.stack([faces, faces.roll(-1, dims=1)], dim=-1).view(-1, 2).sort(dim=1).values
-    found, edge, counts = torch.unique(edges, dim=0, return_inverse=True, return_counts=True)
-    if (counts != 2).any():
-        wrong = int((counts != 2).nonzero()[0, 0])
+    size = int(edges.max()) + 1 if len(edges) else 1
+    found, edge, counts = torch.unique(edges[:, 0] * size + edges[:, 1], return_inverse=True, return_counts=True)
+    wrong = (counts != 2).nonzero()[:, 0]
+    if len(wrong):
+        first, second = divmod(int(found[wrong[0]]), size)
         raise ConfigError(
-            f"the edge of vertices {found[wrong].tolist()} has {int(counts[wrong])} face(s), and {int((counts != 2).sum())} edges in "
-            "all have not exactly 2: close the mesh, or leave out the term that needs its edges"
+            f"the edge of vertices {first} and {second} has {int(counts[wrong[0]])} face(s), and {len(wrong)} edges in all have not "
+            "exactly 2: close the mesh, or leave out the term that needs its edges"
         )
     sides: Tensor = edge.argsort(stable=True) // faces.shape[1]
     return sides.view(-1, 2)

@@ -15,7 +15,7 @@ Weights = tuple[Tensor, Tensor, Tensor]
 
 def corner_columns(corners: Tensor) -> tuple[Tensor, ...]:
     """(N, 3, K) as 3 * K tensors (N,), which are fast to gather from: corner 0 first."""
-    return tuple(column.contiguous() for column in corners.reshape(len(corners), -1).unbind(dim=1))
+    return tuple(column.contiguous() for column in corners.flatten(1).unbind(dim=1))
 
 
 def visible_faces(image: Tensor, z: Tensor, near: float | None) -> Tensor:
