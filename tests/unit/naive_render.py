@@ -87,7 +87,7 @@ def draw(height: int, width: int, faces: Faces, features: Tensor, valid: Tensor 
     drawn = np.ones((batch, count), bool) if valid is None else valid.numpy()
     found, index = np.zeros((batch, height, width, features.shape[3])), np.full((batch, height, width), -1)
     for place in np.ndindex(batch, height, width):
-        point, triangles = centre_of(*place[1:], height, width), faces.image[place[0]].numpy()
+        point, triangles = centre_of(place[1], place[2], height, width), faces.image[place[0]].numpy()
         boxed = (point >= triangles.min(1)).all(1) & (point < triangles.max(1)).all(1) & drawn[place[0]]
         near, best = boxed.nonzero()[0], -np.inf
         for face, weights in zip(near, weights_at(triangles[near], point), strict=True):
@@ -115,7 +115,7 @@ def soft_mask(faces: Faces, index: NDArray[np.int64], sigmainv: float, boxlen: f
     for place in np.ndindex(batch, height, width):
         if index[place] >= 0:
             continue
-        point, squares = centre_of(*place[1:], height, width), []
+        point, squares = centre_of(place[1], place[2], height, width), []
         for triangle in faces.image[place[0]].numpy():
             if (point >= triangle.min(0) - boxlen).all() and (point < triangle.max(0) + boxlen).all():
                 squares.append(outline_square(triangle, point))

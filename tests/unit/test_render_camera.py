@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -56,6 +56,7 @@ def test_a_camera_on_the_z_axis_is_the_world_moved() -> None:
     assert torch.equal(matrix[0], torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, -4]]))
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000))
 def test_the_matrix_and_the_pair_of_rotation_and_position_agree(seed: int) -> None:
     position, look_at = cameras(seed)
@@ -67,6 +68,7 @@ def test_the_matrix_and_the_pair_of_rotation_and_position_agree(seed: int) -> No
         torch.testing.assert_close(rotate_translate_points(points, rotation, trans), expected, rtol=0, atol=1e-8)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000))
 def test_what_a_camera_looks_at_is_straight_ahead_and_up_is_up(seed: int) -> None:
     position, look_at = cameras(seed)

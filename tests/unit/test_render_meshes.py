@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -47,6 +47,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+@settings(deadline=None, max_examples=50)
 @given(face_lists)
 def test_neighbours_and_their_means_are_those_of_a_loop(faces: list[list[int]]) -> None:
     near = neighbours(faces)

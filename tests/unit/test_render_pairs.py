@@ -32,7 +32,7 @@ def test_pairs_are_those_of_a_loop(seed: int, height: int, width: int, some: boo
                 expected.append((batch * 5 + face, (batch * height + row) * width + column))
     raster, wanted = Raster(2, height, width, 10.0), wanted_pixels(mask) if some else None
     boxes = face_boxes(10 * faces.image.reshape(-1, 3, 2), drawn.flatten(), raster, 10 * margin, wanted)
-    found = []
+    found: list[tuple[int, int]] = []
     for face, pixel in face_pixel_pairs(boxes, raster, chunk_bytes, wanted):
         assert len(face) <= max(chunk_bytes // PAIR_BYTES, width)
         found += zip(face.tolist(), (pixel if wanted is None else wanted.pixel[pixel]).tolist(), strict=True)

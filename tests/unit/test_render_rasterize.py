@@ -85,9 +85,9 @@ def test_float32_and_half_differ_by_rounding_alone() -> None:
     assert same.float().mean() > 0.999
     torch.testing.assert_close(found[same].double(), expected[same], atol=1e-5, rtol=0)
     for half in (torch.float16, torch.bfloat16):
-        rounded = [held.to(half) for held in (faces.z, faces.image, features)]
-        found, face_idx = rasterize(64, 64, *rounded)
-        again, index = rasterize(64, 64, *(held.float() for held in rounded))
+        z, image, rounded = (held.to(half) for held in (faces.z, faces.image, features))
+        found, face_idx = rasterize(64, 64, z, image, rounded)
+        again, index = rasterize(64, 64, z.float(), image.float(), rounded.float())
         assert found.dtype == half
         assert torch.equal(found, again.to(half)) and torch.equal(face_idx, index)
 
@@ -157,7 +157,7 @@ def test_a_face_that_is_not_finite_is_left_out_and_the_others_stay(wrong: float)
     found, index = rasterize(16, 16, z, image, features)
     expected, expected_index = rasterize(16, 16, faces.z, faces.image, features, kept)
     assert torch.equal(found, expected) and torch.equal(index, expected_index)
-    found.sum().backward()
+    torch.autograd.backward(found.sum())
     assert image.grad is not None and image.grad.isfinite().all()
 
 
@@ -165,7 +165,7 @@ def test_nothing_to_draw_is_an_empty_image() -> None:
     none = soup(0, 0)
     found, index = rasterize(4, 5, none.z, none.image, features_of(none, 2).requires_grad_())
     assert found.shape == (2, 4, 5, 2) and not found.any() and (index == -1).all()
-    found.sum().backward()
+    torch.autograd.backward(found.sum())
     faces = soup(0, 3)
     found, index = rasterize(4, 5, faces.z, faces.image, features_of(faces), torch.zeros(2, 3, dtype=torch.bool))
     assert not found.any() and (index == -1).all()
@@ -176,7 +176,7 @@ def test_a_face_without_area_gives_numbers() -> None:
     line = one_face((-1.0, -1.0), (0.0, 0.0), (1.0, 1.0))
     image, features = line.image.requires_grad_(), features_of(line).requires_grad_()
     found, _ = rasterize(3, 3, line.z, image, features)
-    found.sum().backward()
+    torch.autograd.backward(found.sum())
     assert found.isfinite().all()
     assert image.grad is not None and image.grad.isfinite().all()
 
@@ -223,7 +223,7 @@ def big_faces() -> Faces:
 
 
 @pytest.mark.parametrize("settings", [{}, {"perspective_correct": True}, {"perspective_correct": True, "grad_z": True}])
-def test_gradients_are_those_of_finite_differences(settings: dict[str, bool]) -> None:
+def test_gradients_are_those_of_finite_differences(settings: dict[str, Any]) -> None:
     faces = big_faces()
 
     def run(image: Tensor, features: Tensor, z: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ def test_depth_has_a_gradient_only_where_asked_for() -> None:
     faces = big_faces()
     z = faces.z.clone().requires_grad_()
     features = features_of(faces).requires_grad_()
-    rasterize(4, 4, z, faces.image, features, perspective_correct=True)[0].sum().backward()
+    torch.autograd.backward(rasterize(4, 4, z, faces.image, features, perspective_correct=True)[0].sum())
     assert z.grad is None
 
 
@@ -308,7 +308,7 @@ def test_torch_may_be_told_to_be_deterministic() -> None:
     runs = []
     for _ in range(2):
         image = faces.image.clone().requires_grad_()
-        rasterize(16, 16, faces.z, image, features_of(faces))[0].square().sum().backward()
+        torch.autograd.backward(rasterize(16, 16, faces.z, image, features_of(faces))[0].square().sum())
         assert image.grad is not None
         runs.append(image.grad)
     assert torch.equal(*runs)

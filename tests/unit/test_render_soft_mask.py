@@ -66,7 +66,7 @@ def test_covered_pixels_are_1_and_have_no_gradient() -> None:
     image = soup(2, 5).image.requires_grad_()
     mask = dibr_soft_mask(image, torch.zeros(2, 6, 6, dtype=torch.int64), 70, 0.2)
     assert (mask == 1).all()
-    mask.sum().backward()
+    torch.autograd.backward(mask.sum())
     assert image.grad is not None and not image.grad.any()
 
 
@@ -110,7 +110,7 @@ def test_gradients_reach_edges_and_corners_of_every_number() -> None:
 
 def test_an_image_of_a_few_pixels_has_a_gradient() -> None:
     image = torch.tensor([[[(-0.2, -0.2), (0.2, -0.2), (0.0, 0.2)]]], requires_grad=True)
-    dibr_soft_mask(image, torch.full((1, 2, 2), -1), 7.0, 2.0).sum().backward()
+    torch.autograd.backward(dibr_soft_mask(image, torch.full((1, 2, 2), -1), 7.0, 2.0).sum())
     assert image.grad is not None and (image.grad[0, 0, :2] != 0).all()
 
 
@@ -119,7 +119,7 @@ def test_faces_without_size_give_numbers() -> None:
     image[0, 1] = 0.1
     image.requires_grad_()
     mask = dibr_soft_mask(image, torch.full((1, 3, 3), -1), 7.0, 2.0, 5)
-    mask.sum().backward()
+    torch.autograd.backward(mask.sum())
     square = torch.tensor([0.0, 0.02], dtype=torch.float64)
     assert float(mask[0, 1, 1].detach()) == 1 - float((1 - torch.exp(-7 * square)).prod())
     assert image.grad is not None and image.grad.isfinite().all()
@@ -135,7 +135,7 @@ def test_faces_that_are_not_finite_or_not_valid_do_not_count() -> None:
     found = dibr_soft_mask(image, index, 70, 0.2)
     expected = dibr_soft_mask(faces.image, index, 70, 0.2, valid_faces=valid)
     assert torch.equal(found, expected) and not torch.equal(found, dibr_soft_mask(faces.image, index, 70, 0.2))
-    found.sum().backward()
+    torch.autograd.backward(found.sum())
     assert image.grad is not None and image.grad.isfinite().all()
 
 
@@ -143,7 +143,7 @@ def test_no_faces_leave_an_empty_mask() -> None:
     image = torch.zeros(2, 0, 3, 2, requires_grad=True)
     mask = dibr_soft_mask(image, torch.full((2, 3, 4), -1))
     assert mask.shape == (2, 3, 4) and not mask.any()
-    mask.sum().backward()
+    torch.autograd.backward(mask.sum())
 
 
 @pytest.mark.parametrize("settings", [{}, {"sigmainv": 70, "boxlen": 0.2, "knum": 4, "multiplier": 100.0, "select": "nearest"}])
@@ -207,7 +207,7 @@ def as_stored(image: Tensor, index: Tensor, sigmainv: float, boxlen: float, knum
     """p, face and kind, (B, H, W, knum): faces 1-based, 0 where there is no further one."""
     shape, faces = index.shape, image.shape[1]
     wanted = wanted_pixels(index < 0)
-    settings = Settings(Raster(*shape, 1000.0), sigmainv, boxlen, knum, False, 2**28)
+    settings = Settings(Raster(shape[0], shape[1], shape[2], 1000.0), sigmainv, boxlen, knum, False, 2**28)
     drawn = torch.ones(image.shape[:2], dtype=torch.bool).flatten()
     near = near_faces(image.reshape(-1, 3, 2), drawn, wanted, settings)
     stored = [np.zeros((shape.numel(), knum)) for _ in range(3)]
@@ -242,6 +242,6 @@ def test_the_stored_tensors_of_kaolin_are_met(
     if not turned:
         assert (kind != golden["close_face_dist_type"]).mean() <= (0 if case == "simple" else 1e-4)
     target = torch.nn.functional.pad((index >= 0).to(dtype), (0, 5))[..., 5:]
-    mask_iou(mask, target).backward()
+    torch.autograd.backward(mask_iou(mask, target))
     assert image.grad is not None
     np.testing.assert_allclose(image.grad[:, :, order], golden["grad_face_vertices_image"], atol=1e-5)

@@ -114,4 +114,5 @@ def _repeated(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    return vectors / (vectors.norm(dim=1, keepdim=True) + TINY)
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / (lengths + TINY)

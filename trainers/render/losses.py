@@ -78,8 +78,8 @@ def average_edge_length(vertices: Tensor, faces: Tensor) -> Tensor:
     [[4.0]]
     """
     corners = index_vertices_by_faces(vertices, faces)
-    edges = corners - corners.roll(-1, dims=2)
-    return torch.linalg.vector_norm(edges, dim=-1).mean(dim=-1)
+    lengths: Tensor = torch.linalg.vector_norm(corners - corners.roll(-1, dims=2), dim=-1)
+    return lengths.mean(dim=-1)
 
 
 def uniform_laplacian_smoothing(vertices: Tensor, faces: Tensor) -> Tensor:
