@@ -60,16 +60,18 @@ def _clipping_range(measured: MeasuredView) -> Found:
 
 
 def _sees_asset(measured: MeasuredView) -> Found:
-    """The first asset's origin lies before the camera, and mostly in the image."""
+    """The first asset's origin lies before the camera, and in the image: it may lie beside the asset, so this only warns."""
     position = measured.sample.facts["asset_position"]
     if position is None:
         return
     x, y, z = np.append(position, 1.0) @ measured.sample["camera_transform"]
     scale_x, scale_y, _ = measured.sample["camera_projection"].ravel()
     if not z < 0:
-        yield Finding(
-            "sees_object", "camera_transform", "error", f"the asset {z:.3g} behind the camera", "tf_mat: camera from world"
+        observed, expected = (
+            f"the asset's origin {z:.3g} behind the camera",
+            "one before it: is tf_mat camera from world, for rows?",
         )
+        yield Finding("sees_object", "camera_transform", "warning", observed, expected)
     elif abs(x * scale_x) > -z or abs(y * scale_y) > -z:
         yield Finding(
             "sees_object", "camera_transform", "warning", "the asset's origin outside the image", "an object in the image"
