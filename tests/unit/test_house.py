@@ -28,6 +28,7 @@ HOMES = {
     "OpenEXR": ("transforms/images.py", "transforms/rawfiles.py"),
     "pxr": ("trainers/usd/",),
     "skimage": ("transforms/meshes.py",),
+    "trimesh": ("trainers/gltf.py",),
     "duckdb": ("pipelines/query.py",),
     "deltalake": ("pipelines/tables.py",),
     "matplotlib": ("pipelines/charts.py",),

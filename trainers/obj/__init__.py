@@ -15,3 +15,4 @@ from scenemill.trainers.obj.errors import skip_error_handler as skip_error_handl
 from scenemill.trainers.obj.mtl import load_mtl as load_mtl
 from scenemill.trainers.obj.mtl import to_pbr as to_pbr
 from scenemill.trainers.obj.reading import import_mesh as import_mesh
+from scenemill.trainers.obj.writing import export_mesh as export_mesh
