@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _READING: Final = ("GET", "HEAD")
+_LONGEST_QUERY: Final = 1 << 14  # bytes; the page asks for less
 _HEADERS: Final = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -54,9 +55,11 @@ class Guard:
         if scope["type"] != "http":
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        given = parse_qs(scope["query_string"][:_LONGEST_QUERY].decode("latin-1")).get("token", [""])[0]
         if scope["method"] not in _READING:
             await _answer(send, 405, "only GET and HEAD are answered", {"allow": "GET, HEAD"})
+        elif len(scope["query_string"]) > _LONGEST_QUERY:
+            await _answer(send, 414, f"a question of {len(scope['query_string'])} bytes; at most {_LONGEST_QUERY} are read")
         elif not self._is_addressed(headers.get("host", "")):
             await _answer(send, 403, "addressed to a host that the viewer is not served under")
         elif given and self._is_token(given):

@@ -41,7 +41,7 @@ class LogRoot:
     def __init__(self, name: str, path: Path) -> None:
         self.name, self.path = name, path
         self._inside = path.resolve()
-        self._lock = threading.Lock()  # usd-core shares the layer of a file: one reads at a time
+        self._lock = threading.Lock()
         self._parser = TimelapseParser(path)
         self._labels, self._labels_error = self._read_labels()
 

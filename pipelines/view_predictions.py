@@ -167,10 +167,9 @@ class PredictionsRoot:
             raise ConfigError(f"{item}: no {_MESH}")
         if path.stat().st_size > _LIMIT_BYTE:
             raise SourceError("size", f"{_MESH} of {path.stat().st_size:,} bytes", f"at most {_LIMIT_BYTE:,}")
-        with self._lock:  # usd-core shares the layer of a file: one reads at a time
-            if any(not Path(file).is_relative_to(self._inside) for file in files_of(path)):
-                raise SourceError("path", "a mesh that names a file outside the predictions", "files inside")
-            prims = read_item(path, "mesh", 0, blend=False, materials=False)
+        if any(not Path(file).is_relative_to(self._inside) for file in files_of(path)):
+            raise SourceError("path", "a mesh that names a file outside the predictions", "files inside")
+        prims = read_item(path, "mesh", 0, blend=False, materials=False)
         scene = make_scene(Snapshot("mesh", "", 0, 0, 0, prims), class_names(), budget, CLASS)
         return replace(scene, unit="m")
 

@@ -2,6 +2,7 @@
 
 const ARRAYS = { f32: Float32Array, u32: Uint32Array, i32: Int32Array, i16: Int16Array, u16: Uint16Array, u8: Uint8Array };
 const HELD_BYTE = 384 * 2 ** 20;
+const MOST_KEYS = 200; // named in a request; addresses are read up to 16 KiB
 
 /** What the server said went wrong: kind, what, where, now. */
 export class ViewError extends Error {
@@ -87,7 +88,8 @@ export async function getFrame(path, parameters, stamp, before) {
   const known = frames.get(address);
   if (known) return known;
   const kept = new Map(Object.values(before?.arrays ?? {}).map((array) => [array.key, array.values]));
-  const answer = await ask(path, { ...parameters, have: [...kept.keys()].join(",") });
+  const have = [...kept].sort(([, a], [, b]) => b.byteLength - a.byteLength).slice(0, MOST_KEYS);
+  const answer = await ask(path, { ...parameters, have: have.map(([key]) => key).join(",") });
   const frame = decode(await answer.arrayBuffer(), kept);
   frames.put(address, frame);
   return frame;

@@ -57,7 +57,14 @@ def test_an_array_that_is_held_is_named_and_not_sent() -> None:
 
 def test_keys_tell_apart_content_shape_and_dtype_and_nothing_else() -> None:
     array = np.arange(12, dtype=np.int32).reshape(3, 4)
-    others = [array + 1, array.reshape(4, 3), array.astype(np.float32), array[:2], np.zeros((0, 4), np.int32), np.zeros((0, 3), np.int32)]
+    others = [
+        array + 1,
+        array.reshape(4, 3),
+        array.astype(np.float32),
+        array[:2],
+        np.zeros((0, 4), np.int32),
+        np.zeros((0, 3), np.int32),
+    ]
     assert len({key_of(each) for each in [array, *others]}) == 7
     assert key_of(array) == key_of(np.ascontiguousarray(np.asfortranarray(array)))
 
@@ -67,7 +74,9 @@ def test_the_tag_of_a_frame_changes_with_any_value_in_it() -> None:
     other = np.zeros(100, np.float32)
     other[99] = 1e-30
     assert tag_of(first) == tag_of(encode_frame({"time": 1}, {"a": np.zeros(100, np.float32)}))
-    assert len({tag_of(first), tag_of(encode_frame({"time": 1}, {"a": other})), tag_of(encode_frame({"time": 2}, {"a": other}))}) == 3
+    assert (
+        len({tag_of(first), tag_of(encode_frame({"time": 1}, {"a": other})), tag_of(encode_frame({"time": 2}, {"a": other}))}) == 3
+    )
 
 
 def test_what_json_cannot_say_is_refused_rather_than_sent() -> None:

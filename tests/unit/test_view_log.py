@@ -1,7 +1,6 @@
 """Logs in the viewer: frames hold what a training wrote, at the iteration asked for; files that are broken or lead out are told."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,9 @@ def test_a_mesh_of_quads_is_drawn_as_triangles_with_its_colours_ids_uvs_and_norm
     assert part.arrays["indices"].tolist() == [[0, 1, 2], [0, 2, 3], [1, 4, 5], [1, 5, 2]]
     assert part.places == {"uvs": "corner", "normals": "corner", "colors": "face", "ids.semantic id": "face"}
     picked = np.array([[0, 1, 2], [0, 2, 3]])
-    np.testing.assert_allclose(part.arrays["uvs"].reshape(4, 3, 2), np.concatenate([uvs[corners[0][picked]], uvs[corners[1][picked]]]))
+    np.testing.assert_allclose(
+        part.arrays["uvs"].reshape(4, 3, 2), np.concatenate([uvs[corners[0][picked]], uvs[corners[1][picked]]])
+    )
     np.testing.assert_allclose(part.arrays["normals"].reshape(4, 3, 3), np.concatenate([normals[0][picked], normals[1][picked]]))
     assert part.arrays["colors"].tolist() == [[255, 0, 0]] * 2 + [[0, 0, 255]] * 2
     assert part.arrays["ids.semantic id"].tolist() == [4, 4, 9, 9]
@@ -212,7 +213,9 @@ def test_labels_of_another_form_are_told_and_the_ids_keep_their_numbers(log: Pat
     assert [entry["name"] for entry in root.scene("pointcloud/p/0", "", 0, USUAL).legends["semantic id"]] == list("012345")
 
 
-@pytest.mark.parametrize("item", ["", "mesh", "mesh/p/0", "pointcloud/p/1", "pointcloud/../p/0", "pointcloud/p/-1", "pointcloud/p/²"])
+@pytest.mark.parametrize(
+    "item", ["", "mesh", "mesh/p/0", "pointcloud/p/1", "pointcloud/../p/0", "pointcloud/p/-1", "pointcloud/p/²"]
+)
 def test_items_that_are_not_there_are_refused(log: Path, item: str) -> None:
     Timelapse(log).add_pointcloud_batch(0, "p", [PLACES])
     with pytest.raises(ConfigError, match="no item"):
@@ -222,8 +225,8 @@ def test_items_that_are_not_there_are_refused(log: Path, item: str) -> None:
 def test_a_link_that_leads_out_of_the_log_is_not_followed(log: Path, tmp_path: Path) -> None:
     Timelapse(tmp_path / "secret").add_pointcloud_batch(0, "p", [PLACES])
     Timelapse(log).add_pointcloud_batch(0, "p", [PLACES])
-    os.symlink(tmp_path / "secret" / "p" / "pointcloud_0.usd", log / "p" / "pointcloud_1.usd")
-    os.symlink(tmp_path / "secret" / "p" / "pointcloud_0.usd", log / "labels.json")
+    (log / "p" / "pointcloud_1.usd").symlink_to(tmp_path / "secret" / "p" / "pointcloud_0.usd")
+    (log / "labels.json").symlink_to(tmp_path / "secret" / "p" / "pointcloud_0.usd")
     root = LogRoot("log", log)
     told = {one["item"]: one for one in root.describe()["items"]}
     assert "leads out of the log" in told["pointcloud/p/1"]["error"] and told["pointcloud/p/1"]["attributes"] == []
@@ -239,7 +242,7 @@ def test_a_file_that_names_one_outside_the_log_is_not_read(log: Path, tmp_path: 
     secret = tmp_path / "secret" / "p" / "mesh_0.usd"
     (tmp_path / "picture.png").write_bytes(b"not for everyone")
     text = {
-        "sublayer": f'#usda 1.0\n(\n    subLayers = [@{secret}@]\n)\n',
+        "sublayer": f"#usda 1.0\n(\n    subLayers = [@{secret}@]\n)\n",
         "reference": f'#usda 1.0\ndef Mesh "mesh_0" (\n    references = @{secret}@</mesh_0>\n)\n{{\n}}\n',
         "image": f'#usda 1.0\ndef Mesh "mesh_0"\n{{\n    asset look = @{tmp_path / "picture.png"}@\n}}\n',
     }[named]

@@ -1,8 +1,8 @@
 """Stores, predictions and metric tables in the viewer: what is shown equals what is stored, and one sample is one place in space."""
 
 import json
-import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from view_worlds import told_of, write_samples
 
 from scenemill import Store, open_store
 from scenemill.pipelines.ingest import ingest
@@ -22,29 +25,13 @@ from scenemill.pipelines.view_store import StoreRoot
 from scenemill.pipelines.view_tables import TablesRoot
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, NotPublished, SourceError
-from scenemill.schemas.sample import Sample
-
-
-def told_of(sample: Sample) -> Prediction:
-    """The truth of a sample as a prediction of it; the first segment of the image is forgotten."""
-    instance, labels = sample["instance_2d"].astype(np.int32), sample["semantic_2d"].astype(int)
-    names = np.unique(instance[instance > 0]).tolist()
-    instance[instance == names[0]] = 0
-    classes = {name: int(np.bincount(labels[instance == name]).argmax()) for name in names[1:]}
-    volume, held = sample["instance_3d"].astype(np.int32), sample["semantic_3d"].astype(int)
-    classes_3d = {name: int(np.bincount(held[volume == name]).argmax()) for name in np.unique(volume[volume > 0]).tolist()}
-    return Prediction(instance, classes, sample["depth"], volume, classes_3d, sample["geometry"])
 
 
 @pytest.fixture(scope="module")
 def world(front3d_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store, predictions of its samples, tables of their scores, and an empty folder beside them."""
     folder = tmp_path_factory.mktemp("view")
-    ingest(IngestConfig("front3d", front3d_world, folder / "store"))
-    store = open_store(folder / "store")
-    for key in store:
-        write_prediction(folder / "told", key, told_of(store.read(key)))
-    score(ScoreConfig(folder / "told", folder / "store", folder / "tables", model="ours"))
+    write_samples(front3d_world, folder, 6)
     (folder / "nothing").mkdir()
     return folder
 
@@ -93,7 +80,7 @@ def test_a_plane_says_which_voxel_each_of_its_pixels_is(world: Path, store: Stor
     root, key = StoreRoot("store", world / "store"), store.keys[0]
     volume = store.read(key, [name])[name]
     plane = root.plane(key, name, axis, 20)
-    places = {axis: np.full(plane.values.shape, 20)}
+    places: dict[str, Any] = {axis: np.full(plane.values.shape, 20)}
     rows, columns = np.indices(plane.values.shape)
     places[plane.right] = columns
     places[plane.down.removeprefix("-")] = plane.values.shape[0] - 1 - rows if plane.down.startswith("-") else rows
@@ -197,7 +184,9 @@ def test_a_prediction_that_changed_is_read_again(world: Path, store: Store, tmp_
     root, key = PredictionsRoot("told", tmp_path / "told"), store.keys[0]
     look, stamp, before = root.look(), root.stamp(key), root.plane(key, "classes", "", 0).values
     told = told_of(store.read(key))
-    write_prediction(tmp_path / "told", key, Prediction(told.panoptic_2d * 0, {}, told.depth, told.panoptic_3d, told.classes_3d, told.distance))
+    write_prediction(
+        tmp_path / "told", key, Prediction(told.panoptic_2d * 0, {}, told.depth, told.panoptic_3d, told.classes_3d, told.distance)
+    )
     assert root.look() != look and root.stamp(key) != stamp
     assert before.any() and not root.plane(key, "classes", "", 0).values.any()
 
@@ -213,7 +202,7 @@ def test_a_picture_of_a_prediction_is_shown_as_it_is(world: Path, store: Store, 
 
 def test_predictions_behind_a_link_that_leads_out_are_not_listed(world: Path, store: Store, tmp_path: Path) -> None:
     (tmp_path / "told").mkdir()
-    os.symlink(world / "told" / folder_of(store.keys[0]), tmp_path / "told" / "linked")
+    (tmp_path / "told" / "linked").symlink_to(world / "told" / folder_of(store.keys[0]))
     shutil.copytree(world / "told" / folder_of(store.keys[1]), tmp_path / "told" / "own")
     assert [row["key"] for row in PredictionsRoot("told", tmp_path / "told").samples("", "", 0)["rows"]] == ["own"]
 
@@ -269,7 +258,9 @@ def test_a_store_that_is_gone_is_told_and_one_that_never_was_is_refused(world: P
         StoreRoot("store", tmp_path / "nothing")
 
 
-@pytest.mark.parametrize(("what", "axis", "index"), [("geometry", "w", 0), ("geometry", "z", 64), ("pose", "", 0), ("../rgb", "", 0)])
+@pytest.mark.parametrize(
+    ("what", "axis", "index"), [("geometry", "w", 0), ("geometry", "z", 64), ("pose", "", 0), ("../rgb", "", 0)]
+)
 def test_planes_that_are_not_there_are_refused(world: Path, store: Store, what: str, axis: str, index: int) -> None:
     with pytest.raises(ConfigError):
         StoreRoot("store", world / "store").plane(store.keys[0], what, axis, index)

@@ -7,6 +7,7 @@ import os
 from os import PathLike
 
 from scenemill.schemas.errors import SourceError
+from scenemill.trainers.usd.stages import ALONE
 
 
 def files_of(path: str | PathLike[str]) -> list[str]:
@@ -23,13 +24,14 @@ def files_of(path: str | PathLike[str]) -> list[str]:
     """
     from pxr import Tf, UsdUtils
 
-    try:
-        layers, assets, _ = UsdUtils.ComputeAllDependencies(os.fspath(path))
-    except Tf.ErrorException as error:
-        raise _unreadable(path, str(error)) from error
-    if not layers:
-        raise _unreadable(path, "no layer")
-    return sorted({os.path.realpath(layer.realPath) for layer in layers} | {os.path.realpath(asset) for asset in assets})
+    with ALONE:
+        try:
+            layers, assets, _ = UsdUtils.ComputeAllDependencies(os.fspath(path))
+        except Tf.ErrorException as error:
+            raise _unreadable(path, str(error)) from error
+        if not layers:
+            raise _unreadable(path, "no layer")
+        return sorted({os.path.realpath(layer.realPath) for layer in layers} | {os.path.realpath(asset) for asset in assets})
 
 
 def up_axis_of(path: str | PathLike[str]) -> str:
@@ -40,13 +42,14 @@ def up_axis_of(path: str | PathLike[str]) -> str:
     """
     from pxr import Sdf, Tf
 
-    try:
-        layer = Sdf.Layer.OpenAsAnonymous(os.fspath(path), metadataOnly=True)
-    except Tf.ErrorException as error:
-        raise _unreadable(path, str(error)) from error
-    if not layer:
-        raise _unreadable(path, "no layer")
-    return "Z" if str(layer.pseudoRoot.GetInfo("upAxis")) == "Z" else "Y"
+    with ALONE:
+        try:
+            layer = Sdf.Layer.OpenAsAnonymous(os.fspath(path), metadataOnly=True)
+        except Tf.ErrorException as error:
+            raise _unreadable(path, str(error)) from error
+        if not layer:
+            raise _unreadable(path, "no layer")
+        return "Z" if str(layer.pseudoRoot.GetInfo("upAxis")) == "Z" else "Y"
 
 
 def _unreadable(path: str | PathLike[str], why: str) -> SourceError:

@@ -17,7 +17,7 @@ from scenemill.trainers.usd.meshes import ST
 from scenemill.trainers.usd.primvars import COLOR, SEMANTIC_ID
 from scenemill.trainers.usd.reading import is_pointcloud, is_voxelgrid, read_mesh, read_pointcloud, read_voxelgrid
 from scenemill.trainers.usd.records import MeshData, PointData, VoxelData
-from scenemill.trainers.usd.stages import all_prims, open_stage
+from scenemill.trainers.usd.stages import ALONE, all_prims, open_stage
 
 ATTRIBUTES: Final = {
     COLOR: "colors",
@@ -56,7 +56,7 @@ def writing(path: Path, iteration: float, up_axis: str, meters_per_unit: float |
     Raises:
         SourceError: a file is there that is no USD file, or a damaged one.
     """
-    with appending(path) as layer:
+    with ALONE, appending(path) as layer:
         root, author = layer.pseudoRoot, Author(layer, iteration, strict=True)
         for name, value in (("upAxis", up_axis), ("metersPerUnit", meters_per_unit or 0.01)):
             if not root.HasInfo(name):
@@ -77,15 +77,16 @@ def summarise(path: Path) -> Summary:
     """
     from pxr import Sdf, Tf
 
-    try:
-        layer = Sdf.Layer.OpenAsAnonymous(str(path))  # the file as it is now, whoever else has it open
-    except Tf.ErrorException as error:
-        raise SourceError("container", f"no readable USD file at {path} ({str(error).strip()[:200]})", "a USD file") from error
-    if not layer:
-        raise SourceError("container", f"no readable USD file at {path}", "a USD file")
     found: set[str] = set()
-    layer.Traverse("/", lambda place: found.add(place.name) if place.IsPropertyPath() else None)
-    return Summary(sorted(layer.ListAllTimeSamples()), [name for key, name in ATTRIBUTES.items() if key in found])
+    with ALONE:
+        try:
+            layer = Sdf.Layer.OpenAsAnonymous(str(path))  # the file as it is now, whoever else has it open
+        except Tf.ErrorException as error:
+            raise SourceError("container", f"no readable USD file at {path} ({str(error).strip()[:200]})", "a USD file") from error
+        if not layer:
+            raise SourceError("container", f"no readable USD file at {path}", "a USD file")
+        layer.Traverse("/", lambda place: found.add(place.name) if place.IsPropertyPath() else None)
+        return Summary(sorted(layer.ListAllTimeSamples()), [name for key, name in ATTRIBUTES.items() if key in found])
 
 
 def read_item(path: Path, kind: str, time: float, blend: bool, materials: bool) -> tuple[MeshData | PointData | VoxelData, ...]:
@@ -101,6 +102,11 @@ def read_item(path: Path, kind: str, time: float, blend: bool, materials: bool) 
     Raises:
         SourceError: no USD file there, or a damaged one; an image is missing.
     """
+    with ALONE:
+        return _read(path, kind, time, blend, materials)
+
+
+def _read(path: Path, kind: str, time: float, blend: bool, materials: bool) -> tuple[MeshData | PointData | VoxelData, ...]:
     from pxr import Usd
 
     stage = open_stage(path)

@@ -6,16 +6,21 @@ Source: Usd and UsdGeom of OpenUSD; the names and arguments are those of Kaolin'
 """
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.trainers.usd.arrays import to_value
+
+ALONE: Final = threading.RLock()
+"""Held by whoever reads or writes files of a log: all threads share what usd-core has open of a file, and it breaks, process and all,
+where one reads while another writes. A viewer in a notebook and the training beside it are such threads."""
 
 
 def create_stage(file_path: str | PathLike[str], up_axis: str = "Y") -> Any:
