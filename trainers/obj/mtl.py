@@ -76,7 +76,7 @@ def load_mtl(
                 current = materials[rest.strip()] = {"material_name": rest.strip()}
             else:
                 current.update(_entry(key, rest.strip(), path, root))
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow's decoders raise any of them
+        except (OSError, ValueError) as error:
             wrong = MaterialLoadError(f"{line[:200]!r} of {path} ({error})", "a value or an image that can be read")
             error_handler(wrong, data=line.split(), mtl_data=materials, mtl_path=str(path))
     return materials
@@ -105,8 +105,11 @@ def _read_map(text: str, folder: Path, root: Path) -> torch.Tensor:
 
     options, name = _split_options(text)
     path = inside(folder / name.replace("\\", "/"), root)
-    with Image.open(path) as image:
-        pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    try:
+        with Image.open(path) as image:
+            pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    except (SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises beside OSError and ValueError
+        raise ValueError(str(error)) from error
     channel = _CHANNELS.get(options.get("-imfchan", [""])[0])
     return pixels if channel is None else pixels[..., channel : channel + 1]
 
