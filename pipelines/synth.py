@@ -1,13 +1,16 @@
 """Made-up views of an object: a made-up object or a mesh file, rendered into a folder that ``ingest`` takes."""
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from scenemill.pipelines.folder import OnProgress, no_progress
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import VIEWS
 from scenemill.transforms.view_objects import OBJECTS, make_object, write_obj
 from scenemill.transforms.worlds import WorldSummary
+
+if TYPE_CHECKING:
+    from scenemill.trainers.surface_mesh import SurfaceMesh
 
 TRUTH: Final = "truth"
 """Folder beside the views that holds the made-up object itself, as OBJ with its texture."""
@@ -53,9 +56,12 @@ def synth_views(
     return WorldSummary(VIEWS, 1, views, len(sizes), sum(sizes))
 
 
-def _read_mesh(path: Path) -> object:
+def _read_mesh(path: Path) -> "SurfaceMesh":
     from scenemill.trainers.mesh_files import import_mesh
 
     if not path.is_file():
         raise ConfigError(f"object {path}: no such file; give a mesh file, or one of {', '.join(OBJECTS)}")
-    return import_mesh(path, triangulate=True)
+    mesh = import_mesh(path, triangulate=True)
+    if mesh is None:
+        raise ConfigError(f"object {path}: no mesh in it; give a file with one")
+    return mesh

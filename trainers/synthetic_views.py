@@ -84,7 +84,7 @@ def _import_png(path: Path) -> Tensor | None:
         return None
     data = _read(path)
     pixels = read_png(data, probe_size(data), {"RGB": "uint8", "RGBA": "uint8"})
-    return torch.from_numpy(np.ascontiguousarray(pixels[..., :3])).float() / 255
+    return torch.from_numpy(np.array(pixels[..., :3])).float() / 255
 
 
 def _import_npy(path: Path) -> Tensor | None:

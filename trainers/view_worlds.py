@@ -7,7 +7,7 @@ and normals are those of the pixel's centre. What is rendered here, our renderer
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from scenemill.trainers.render.mesh_operators import face_normals
 from scenemill.trainers.render.prepare import prepare_vertices
 from scenemill.trainers.render.rasterize import rasterize
 from scenemill.trainers.render.texture import texture_mapping
+from scenemill.trainers.surface_mesh import SurfaceMesh
 from scenemill.transforms.view_cameras import (
     APERTURE_MM,
     FOCAL_MM,
@@ -110,11 +111,11 @@ def show_object(made: "TexturedObject") -> ShownMesh:
     return ShownMesh(torch.from_numpy(made.vertices).float(), faces, face_uvs, ones, (texture,), faces.new_zeros(len(faces)))
 
 
-def show_mesh(mesh: Any) -> ShownMesh:
+def show_mesh(mesh: SurfaceMesh) -> ShownMesh:
     """An imported mesh, ready to be rendered: by its materials' textures and colours, else by its corners' colours, else white.
 
     Args:
-        mesh: a ``SurfaceMesh`` of triangles; uvs with v down, materials as ``PBRMaterial``.
+        mesh: of triangles, in the world; uvs with v down, materials as ``PBRMaterial``.
 
     Raises:
         ConfigError: no faces, or faces with more than three corners.
