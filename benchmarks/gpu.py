@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_models import bench_sparse, bench_stage1, bench_stage2, milliseconds, synchronize
+from gpu_render import bench_render
 
 from scenemill.schemas.dataset import DatasetConfig
 from scenemill.trainers.batches import prefetched
@@ -154,7 +155,7 @@ def main() -> int:
         print("no GPU here: nothing was checked", file=sys.stderr)
         return 2
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}")
-    for bench in (bench_expand, bench_planes, bench_metric, bench_prefetch, bench_sparse, bench_stage1, bench_stage2):
+    for bench in (bench_expand, bench_planes, bench_metric, bench_prefetch, bench_sparse, bench_render, bench_stage1, bench_stage2):
         bench(device)
     return 0
 

@@ -343,5 +343,7 @@ def test_wrong_calls_say_what_is_wrong() -> None:
         rasterize(8, 8, faces.z, faces.image, features, grad_z=True)
     with pytest.raises(ConfigError, match="near must be above 0, not None"):
         rasterize(8, 8, faces.z, faces.image, features, perspective_correct=True, near=None)
+    with pytest.raises(ConfigError, match="multiplier 0: give a number above 0"):
+        rasterize(8, 8, faces.z, faces.image, features, multiplier=0)
     with pytest.raises(ConfigError, match="supersample 0"):
         rasterize(8, 8, faces.z, faces.image, features, supersample=0)

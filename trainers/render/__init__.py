@@ -25,7 +25,7 @@ from scenemill.trainers.render.mesh_operators import face_normals as face_normal
 from scenemill.trainers.render.mesh_operators import index_vertices_by_faces as index_vertices_by_faces
 from scenemill.trainers.render.mesh_operators import uniform_laplacian as uniform_laplacian
 from scenemill.trainers.render.prepare import prepare_vertices as prepare_vertices
-from scenemill.trainers.render.rasterize import rasterize as rasterize
+from scenemill.trainers.render.rasterization import rasterize as rasterize
 from scenemill.trainers.render.soft_mask import dibr_soft_mask as dibr_soft_mask
 from scenemill.trainers.render.surface_distance import chamfer_distance as chamfer_distance
 from scenemill.trainers.render.surface_distance import sample_surface as sample_surface

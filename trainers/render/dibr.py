@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.render.pairs import CHUNK_BYTES
-from scenemill.trainers.render.rasterize import MULTIPLIER, rasterize
+from scenemill.trainers.render.rasterization import MULTIPLIER, rasterize
 from scenemill.trainers.render.soft_mask import dibr_soft_mask
 from scenemill.trainers.render.winners import NEAR, visible_faces
 
@@ -77,7 +77,7 @@ def dibr_rasterization(
         sigmainv,
         boxlen,
         knum,
-        multiplier or MULTIPLIER,
+        MULTIPLIER if multiplier is None else multiplier,
         valid_faces=visible_faces(face_vertices_image, face_vertices_z, near),
         select=select,
         chunk_bytes=chunk_bytes,

@@ -16,18 +16,17 @@ Columns = tuple[Tensor, ...]
 Point = tuple[Tensor, Tensor]
 
 
-def outline_distance(corners: Columns, far: float) -> tuple[Tensor, Tensor]:
+def outline_distance(corners: Columns) -> tuple[Tensor, Tensor]:
     """Squared distance of the origin to the outline, and its kind.
 
     Args:
         corners: six tensors (n,), x and y of each corner relative to the point.
-        far: the squared distance of an edge beside which the foot falls; more than any corner has.
 
     Returns:
         (n,) in the square of the corners' unit, and (n,) uint8.
     """
     points = _points(corners)
-    candidates = [_edge_distance(points[end], points[(end + 1) % 3], far) for end in range(3)]
+    candidates = [_edge_distance(points[end], points[(end + 1) % 3]) for end in range(3)]
     candidates += [x * x + y * y for x, y in points]
     best, kind = candidates[0], torch.ones_like(candidates[0], dtype=torch.uint8)
     for number, candidate in enumerate(candidates[1:], start=2):
@@ -65,15 +64,15 @@ def _some(point: Point, rows: Tensor) -> Point:
     return point[0].index_select(0, rows), point[1].index_select(0, rows)
 
 
-def _edge_distance(start: Point, stop: Point, far: float) -> Tensor:
-    """(n,), to the line from one corner to the other, ``far`` where the foot lies beyond them."""
+def _edge_distance(start: Point, stop: Point) -> Tensor:
+    """(n,), to the line from one corner to the other, infinite where the foot lies beyond them."""
     (ax, ay), (bx, by) = start, stop
     over, along = by - ay, ax - bx
     cross = ax * by - ay * bx
     per_length = cross / (over * over + along * along + EDGE_EPS)
     foot_x, foot_y = per_length * over, per_length * along
     beyond = (ax - foot_x) * (bx - foot_x) + (ay - foot_y) * (by - foot_y) > 0
-    return (cross * per_length).masked_fill(beyond, far)
+    return (cross * per_length).masked_fill(beyond, torch.inf)
 
 
 def _edge_slopes(start: Point, stop: Point, eps: float) -> tuple[Point, Point]:

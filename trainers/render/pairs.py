@@ -13,9 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CPU_PAIRS = 1 << 16
-"""Pairs at a time on a CPU, so that what is computed of them stays in its cache."""
-
 PAIR_BYTES = 256
 """Memory per pair at most, all tensors between two chunks together."""
 
@@ -135,15 +132,13 @@ def face_pixel_pairs(
     Args:
         boxes: of ``face_boxes`` for the same raster and the same ``wanted``.
         raster: the images.
-        chunk_bytes: memory that may be spent on a chunk; ``CPU_PAIRS`` bounds it too on a CPU. A row of one face is never split.
+        chunk_bytes: memory that may be spent on a chunk. A row of one face is never split.
         wanted: only these pixels.
 
     Yields:
         face (n,), flat numbers, increasing; and pixel (n,), flat numbers, or positions in ``wanted.pixel`` where given.
     """
     limit = max(1, chunk_bytes // PAIR_BYTES)
-    if boxes.face.device.type == "cpu":
-        limit = min(limit, CPU_PAIRS)
     for some in _pieces(boxes.count, limit):
         face, start, count = _rows(boxes[some], raster, wanted)
         for part in _pieces(count, limit):

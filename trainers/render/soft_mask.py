@@ -16,7 +16,7 @@ from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.render.interpolate import add_by_face
 from scenemill.trainers.render.outline import EDGE_EPS, outline_distance, outline_slopes
 from scenemill.trainers.render.pairs import CHUNK_BYTES, Raster, Wanted, face_boxes, face_pixel_pairs, wanted_pixels
-from scenemill.trainers.render.rasterize import in_float32
+from scenemill.trainers.render.rasterization import in_float32
 from scenemill.trainers.render.winners import corner_columns
 
 SELECT: Final = ("index", "nearest")
@@ -119,7 +119,7 @@ def near_faces(image: Tensor, drawn: Tensor, wanted: Wanted, settings: Settings)
         if not settings.nearest:
             face, slot = _first(face, slot, full, settings.knum)
         corners = _relative(columns, face, centres, slot)
-        square, kind = outline_distance(corners, (2 * raster.multiplier) ** 2)
+        square, kind = outline_distance(corners)
         held.append(NearFaces(slot, face, square / raster.multiplier**2, kind))
         if settings.nearest:
             held = [_nearest(_joined(held), settings.knum)]

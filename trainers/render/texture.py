@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.trainers.render.rasterize import in_float32
+from scenemill.trainers.render.rasterization import in_float32
 
 REACH: Final = {"nearest": 0, "bilinear": 1, "bicubic": 2}
 """By mode, how many texels beyond the border a lookup within the texture may touch."""

@@ -70,7 +70,15 @@ def rasterize(
     features = torch.cat(parts, dim=-1)
     check_backend(backend)
     check_faces(height, width, face_vertices_image, face_vertices_z, features, valid_faces)
-    way = _Way(multiplier or MULTIPLIER, EPS if eps is None else eps, near, perspective_correct, grad_z, supersample, chunk_bytes)
+    way = _Way(
+        MULTIPLIER if multiplier is None else multiplier,
+        EPS if eps is None else eps,
+        near,
+        perspective_correct,
+        grad_z,
+        supersample,
+        chunk_bytes,
+    )
     faces = _Faces(in_float32(face_vertices_image), in_float32(face_vertices_z), in_float32(features))
     found, face_idx = way.render((height, width), faces, valid_faces)
     if supersample > 1:
@@ -95,6 +103,8 @@ class _Way:
     chunk_bytes: int
 
     def __post_init__(self) -> None:
+        if not self.multiplier > 0:
+            raise ConfigError(f"multiplier {self.multiplier}: give a number above 0, or None for {MULTIPLIER:.0f}")
         if self.perspective and (self.near is None or self.near <= 0):
             raise ConfigError(f"perspective_correct divides by depth: near must be above 0, not {self.near}")
         if self.grad_z and not self.perspective:
