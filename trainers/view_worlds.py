@@ -17,7 +17,7 @@ from torch.nn import functional
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.render.mesh_operators import face_normals
 from scenemill.trainers.render.prepare import prepare_vertices
-from scenemill.trainers.render.rasterize import rasterize
+from scenemill.trainers.render.rasterization import rasterize
 from scenemill.trainers.render.texture import texture_mapping
 from scenemill.trainers.surface_mesh import SurfaceMesh
 from scenemill.transforms.view_cameras import (
