@@ -48,8 +48,9 @@ def import_mesh(path: str | PathLike[str]) -> SurfaceMesh | None:
         scene = trimesh.load_scene(str(path), process=False)
     except Exception as error:  # whatever a broken file makes of a parser without checks of its own
         raise SourceError("container", f"no readable glTF file at {path} ({error})", "a glTF file") from error
-    places = [(scene.graph[node], node) for node in scene.graph.nodes_geometry]
-    parts = [(transform, scene.geometry[name]) for (transform, name), _ in places]
+    order = list(scene.geometry)
+    nodes = sorted(scene.graph.nodes_geometry, key=lambda node: (order.index(scene.graph[node][1]), node))  # trimesh keeps no order
+    parts = [(transform, scene.geometry[name]) for transform, name in map(scene.graph.get, nodes)]
     solids = [(transform, part) for transform, part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces)]
     if not solids:
         return None

@@ -69,11 +69,11 @@ def test_meshes_of_one_topology_are_stacked_and_taken_apart(count: int) -> None:
     assert batch.batching == Batching.FIXED and len(batch) == count and batch.check_sanity()
     assert torch.equal(batch.faces, meshes[0].faces) and torch.equal(batch.vertices, torch.stack([one.vertices for one in meshes]))
     assert batch.materials == [one.materials for one in meshes]
-    batch.set_batching("LIST")
+    batch.set_batching(Batching.LIST)
     assert isinstance(batch.faces, list) and batch.check_sanity()
     for number, one in enumerate(meshes):
         assert_same(batch[number], one)
-        assert_same(batch.set_batching("FIXED")[number - count], one)
+        assert_same(batch.set_batching(Batching.FIXED)[number - count], one)
     with pytest.raises(IndexError):
         batch[count]
 
@@ -92,7 +92,7 @@ def test_meshes_of_any_topology_make_a_list() -> None:
 def test_batches_and_meshes_are_put_together_in_order() -> None:
     meshes = same_topology(4)
     pair = SurfaceMesh.cat(meshes[1:3])
-    batch = SurfaceMesh.cat([meshes[0], pair, meshes[3].set_batching("LIST")])
+    batch = SurfaceMesh.cat([meshes[0], pair, meshes[3].set_batching(Batching.LIST)])
     assert torch.equal(batch.vertices, torch.cat([meshes[0].vertices[None], pair.vertices, meshes[3].vertices[0][None]]))
     assert pair.batching == Batching.FIXED and len(pair) == 2, "what was given stays as it was"
 
@@ -136,14 +136,14 @@ def test_nothing_makes_no_batch_and_several_no_single_mesh() -> None:
         with pytest.raises(ConfigError, match="no meshes"):
             join([])
     with pytest.raises(ConfigError, match="vertices cannot be in batching NONE"):
-        SurfaceMesh.cat(same_topology(2)).set_batching("NONE")
+        SurfaceMesh.cat(same_topology(2)).set_batching(Batching.NONE)
     with pytest.raises(ValueError, match="OTHER"):
         single(1).set_batching("OTHER")  # type: ignore[arg-type]
 
 
 def test_an_empty_batch_stays_as_it_is() -> None:
     empty = SurfaceMesh(torch.zeros(0, 4, 3), torch.zeros(2, 3, dtype=torch.int64))
-    assert len(empty) == 0 and empty.set_batching("LIST").batching == Batching.FIXED
+    assert len(empty) == 0 and empty.set_batching(Batching.LIST).batching == Batching.FIXED
 
 
 @settings(max_examples=20, deadline=None)
@@ -234,7 +234,7 @@ def test_one_transform_serves_a_whole_batch() -> None:
     batch.transform = turn(7)
     assert batch.check_sanity() and torch.equal(batch[1].transform, turn(7)) and torch.equal(batch[:1].transform, turn(7))
     assert torch.allclose(batch.as_transformed().vertices[1], naive_moved(batch.vertices[1], turn(7)), atol=1e-5)
-    assert batch.set_batching("LIST").transform.shape == (2, 4, 4)
+    assert batch.set_batching(Batching.LIST).transform.shape == (2, 4, 4)
 
 
 def test_flattened_meshes_keep_the_values_of_every_corner() -> None:
