@@ -13,8 +13,9 @@ import typer
 
 import scenemill
 from scenemill.pipelines.cli_experiments import register
+from scenemill.pipelines.cli_fit import fit
 from scenemill.pipelines.cli_synth import register as register_synth
-from scenemill.pipelines.cli_view import view
+from scenemill.pipelines.cli_view import mock_checkpoints, view
 from scenemill.schemas.config import IngestConfig, parse_max_rejected
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
 
@@ -478,6 +479,8 @@ def report(
 register(app)
 register_synth(app, _progress, _say)
 app.command()(view)
+app.command("mock-checkpoints")(mock_checkpoints)
+app.command()(fit)
 
 if __name__ == "__main__":
     main()

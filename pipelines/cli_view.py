@@ -1,4 +1,4 @@
-"""The command that shows: a page of logs, stores, predictions and metric tables."""
+"""The commands that show: a page of logs, stores, predictions and metric tables; and mock 3D checkpoints to see it with."""
 
 import webbrowser
 from contextlib import suppress
@@ -33,3 +33,20 @@ def view(
         webbrowser.open(viewer.url)
     with suppress(KeyboardInterrupt):
         viewer.run()
+
+
+def mock_checkpoints(
+    logdir: Annotated[Path, typer.Argument(help="Folder of the log.")],
+    test_objs: Annotated[
+        str, typer.Option("--test-objs", "--test_objs", help="Mesh files, apart by commas. Default: two made-up meshes.")
+    ] = "",
+    iterations: Annotated[int, typer.Option(min=1, help="Of the mock training; every tenth is written.")] = 101,
+) -> None:
+    """Write mock 3D checkpoints in seconds: meshes, points and voxels on their way to the truth, to see with "scenemill view"."""
+    from scenemill.pipelines.mock_log import write_mock_log
+    from scenemill.pipelines.progress import log_lines
+
+    objs = [Path(name.strip()) for name in test_objs.split(",") if name.strip()]
+    categories = write_mock_log(logdir, objs, iterations, log_lines)
+    typer.echo(f"{logdir}: {', '.join(categories)}")
+    typer.echo(f"see it with: scenemill view {logdir}")

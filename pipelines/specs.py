@@ -72,14 +72,22 @@ def read_spec(text: str, overrides: Sequence[str] = (), name: str = "spec") -> E
         raise ConfigError(f"{name}: {error}") from error
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{name}: holds {shorten(tree)}; a spec is a mapping of settings, such as train: {{num_epochs: 10}}")
+    return override_settings(ExperimentConfig, tree or {}, overrides, name)
+
+
+def override_settings(kind: type[Group], given: dict[str, Any], overrides: Sequence[str], name: str) -> Group:
+    """Settings of a class from a mapping, changed by ``key.sub=value``; ``name`` is what messages call them.
+
+    Raises:
+        ConfigError: something is wrong with what the mapping or an override says; all of it is told.
+    """
     wrong: list[str] = []
-    given = tree or {}
     for override in overrides:
         try:
             _override(given, override)
         except ValueError as error:
             wrong.append(str(error))
-    config = _build(ExperimentConfig, given, "", wrong)
+    config = _build(kind, given, "", wrong, kind)
     if len(wrong) == 1:
         raise ConfigError(f"{name}: {wrong[0]}")
     if wrong:
@@ -225,17 +233,17 @@ def _override(tree: dict[Any, Any], text: str) -> None:
     tree[last] = parsed
 
 
-def _build(kind: type[Group], tree: dict[Any, Any], prefix: str, wrong: list[str]) -> Group:
+def _build(kind: type[Group], tree: dict[Any, Any], prefix: str, wrong: list[str], root: type) -> Group:
     """A settings object from its mapping; what is wrong is added to ``wrong``, and the defaults are returned instead."""
     known = {setting.name: setting for setting in settings(kind)}
     values: dict[str, Any] = {}
     for key, value in tree.items():
         setting = known.get(key)
         if setting is None:
-            wrong.append(_unknown(f"{prefix}{key}") if len(wrong) < _TOLD else "")
+            wrong.append(_unknown(f"{prefix}{key}", root) if len(wrong) < _TOLD else "")
         elif setting.is_group:
             if isinstance(value, dict):
-                values[key] = _build(setting.hint, value, f"{prefix}{key}.", wrong)
+                values[key] = _build(setting.hint, value, f"{prefix}{key}.", wrong, root)
             elif value is not None:
                 names = ", ".join(inner.name for inner in settings(setting.hint))
                 wrong.append(f"{prefix}{key}={shorten(value)}: allowed is a group of {names}")
@@ -254,13 +262,13 @@ def _links(value: Any) -> bool:
     return any(map(_links, value)) if isinstance(value, list) else isinstance(value, str) and "${" in value
 
 
-def _unknown(dotted: str) -> str:
+def _unknown(dotted: str, root: type) -> str:
     """Words for a setting that does not exist, with the name that was probably meant."""
     group, _, last = dotted.rpartition(".")
     anywhere: dict[str, str] = {}  # by the last part of the name, the first of its kind
-    for name in _names(ExperimentConfig):
+    for name in _names(root):
         anywhere.setdefault(name.rpartition(".")[2], name)
-    beside = {name.rpartition(".")[2]: name for name in _names(ExperimentConfig) if name.rpartition(".")[0] == group}
+    beside = {name.rpartition(".")[2]: name for name in _names(root) if name.rpartition(".")[0] == group}
     near = [names[part] for names in (beside, anywhere) for part in get_close_matches(last, names, 1, _NEAR)]
     meant = f"did you mean {near[0]}?" if near else f"allowed here is {', '.join(beside)}"
     return f"{shorten(dotted)[1:-1]}: no such setting; {meant}"

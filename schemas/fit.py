@@ -4,10 +4,9 @@ Source: the two versions of Kaolin's DIB-R tutorial, whose numbers are the prese
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.settings import About, settings, settle
 
 
@@ -57,20 +56,10 @@ PRESETS: Final[Mapping[str, FitConfig]] = {
 """By name: the tutorial as it is, and as it first was."""
 
 
-def preset(name: str, **changes: Any) -> FitConfig:
-    """A preset with some settings changed; None leaves a setting as it is.
+def told(config: FitConfig) -> dict[str, Any]:
+    """The settings by name, as JSON takes them.
 
-    Raises:
-        ConfigError: no such preset, or a value out of range.
-
-    >>> preset("original", epochs=3).laplacian_weight
+    >>> told(PRESETS["original"])["laplacian_weight"]
     0.1
     """
-    if name not in PRESETS:
-        raise ConfigError(f"preset {name!r}: allowed is {', '.join(map(repr, PRESETS))}")
-    return replace(PRESETS[name], **{key: value for key, value in changes.items() if value is not None})
-
-
-def told(config: FitConfig) -> dict[str, Any]:
-    """The settings by name, as JSON takes them."""
     return {setting.name: getattr(config, setting.name) for setting in settings(FitConfig)}
