@@ -57,10 +57,8 @@ def interpolate(image: Tensor, z: Tensor, features: Tensor, covered: Covered) ->
 
 
 def add_by_face(rows: Tensor, face: Tensor, count: int) -> Tensor:
-    """Sums of rows (n, C) with the same face, (count, C). By single numbers: many times as fast as by rows on a CPU."""
-    width = rows.shape[1]
-    places = (face[:, None] * width + torch.arange(width, device=face.device)).flatten()
-    return rows.new_zeros(count * width).index_add_(0, places, rows.flatten()).view(count, width)
+    """Sums of rows (n, C) with the same face, (count, C)."""
+    return rows.new_zeros((count, rows.shape[1])).index_add_(0, face, rows)
 
 
 class _Interpolate(Function):
@@ -120,7 +118,7 @@ def _position_slopes(image: Tensor, slopes: list[Tensor], covered: Covered) -> T
     x, y = (scaled / covered.raster.multiplier for scaled in covered.centres(image))
     mx, my, nx, ny, sx, sy = bx - ax, by - ay, cx - ax, cy - ay, x - ax, y - ay
     area = mx * ny - nx * my
-    area = area + torch.full_like(area, covered.eps).copysign(area)
+    area = area + area.new_full((), covered.eps).copysign(area)
     second, third = (slopes[1] - slopes[0]) / area, (slopes[2] - slopes[0]) / area
     whole = (second * (sx * ny - nx * sy) + third * (mx * sy - sx * my)) / area  # the part of the gradient through k
     of_m = (third * sy - whole * ny, whole * nx - third * sx)

@@ -79,7 +79,7 @@ class Wanted:
     Attributes:
         pixel: (P,) int64, flat numbers of the wanted pixels, increasing.
         before: (B * H * W + 1,) int64, how many wanted pixels come before each.
-        table: (B, H + 1, W + 1) int64, how many lie above and left of each corner of pixels.
+        table: (B, H + 1, W + 1) int32, how many lie above and left of each corner of pixels.
     """
 
     pixel: Tensor
@@ -96,7 +96,8 @@ def wanted_pixels(mask: Tensor) -> Wanted:
     """Of a (B, H, W) bool mask, where True."""
     pad = torch.nn.functional.pad
     before = pad(mask.flatten().cumsum(0), (1, 0))
-    return Wanted(mask.flatten().nonzero()[:, 0], before, pad(mask.cumsum(1).cumsum(2), (1, 0, 1, 0)))
+    table = mask.cumsum(2, dtype=torch.int32).cumsum(1, dtype=torch.int32)
+    return Wanted(mask.flatten().nonzero()[:, 0], before, pad(table, (1, 0, 1, 0)))
 
 
 def face_boxes(corners: Tensor, drawn: Tensor, raster: Raster, margin: float = 0.0, wanted: Wanted | None = None) -> Boxes:
@@ -119,7 +120,7 @@ def face_boxes(corners: Tensor, drawn: Tensor, raster: Raster, margin: float = 0
     else:
         table, wide = wanted.table.flatten(), raster.width + 1
         first, last = ((image * (raster.height + 1) + row) * wide for row in (top, bottom))
-        count = table[last + right] - table[last + left] - table[first + right] + table[first + left]
+        count = (table[last + right] - table[last + left] - table[first + right] + table[first + left]).long()
     kept = (drawn & corners.isfinite().all(dim=2).all(dim=1) & (count > 0)).nonzero()[:, 0]
     return Boxes(kept, image[kept], top[kept], bottom[kept], left[kept], right[kept], count[kept])
 
@@ -155,12 +156,12 @@ def _centres(count: int, multiplier: float, like: Tensor) -> Tensor:
 def _rows(boxes: Boxes, raster: Raster, wanted: Wanted | None) -> tuple[Tensor, Tensor, Tensor]:
     """Per row of each rectangle: face, number of its first pixel, and how many there are."""
     of, within = _enumerate(boxes.bottom - boxes.top)
-    row = boxes.image[of] * raster.height + boxes.top[of] + within
-    start = row * raster.width + boxes.left[of]
-    end = row * raster.width + boxes.right[of]
+    first = (boxes.image * raster.height + boxes.top) * raster.width
+    sides = (first + boxes.left, first + boxes.right)
+    start, end = (side.index_select(0, of) + within * raster.width for side in sides)
     if wanted is not None:
-        start, end = wanted.before[start], wanted.before[end]
-    return boxes.face[of], start, end - start
+        start, end = (wanted.before.index_select(0, side) for side in (start, end))
+    return boxes.face.index_select(0, of), start, end - start
 
 
 def _enumerate(counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,8 +128,9 @@ class _Way:
         flat_z = flat_z if self.grad_z else flat_z.detach()
         width = faces.features.shape[3]
         found = interpolate(flat_image, flat_z, faces.features.reshape(-1, 3, width), covered)
-        face_idx = torch.where(owner < 0, owner, owner % max(1, count))
-        return found.view(batch, *size, width), face_idx.view(batch, *size)
+        first = count * torch.arange(batch, device=owner.device)[:, None, None]
+        face_idx = (owner.view(batch, *size) - first).clamp_(min=-1)
+        return found.view(batch, *size, width), face_idx
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,9 @@ def _first(face: Tensor, slot: Tensor, full: Tensor, knum: int) -> tuple[Tensor,
     """Of pairs in the order of faces, those whose pixel has fewer than ``knum`` before; ``full`` counts on in place."""
     counts = torch.bincount(slot, minlength=len(full))
     if bool((full + counts > knum).any()):
-        order = slot.argsort(stable=True)
-        rows = order[_ranks(slot[order], counts) + full[slot[order]] < knum].sort().values
+        ordered, order = slot.sort(stable=True)
+        first = _ranks(ordered, counts) + full.index_select(0, ordered) < knum
+        rows = order.index_select(0, first.nonzero()[:, 0])
         face, slot = face.index_select(0, rows), slot.index_select(0, rows)
     full.add_(counts).clamp_(max=knum)
     return face, slot
@@ -140,9 +141,9 @@ def _first(face: Tensor, slot: Tensor, full: Tensor, knum: int) -> tuple[Tensor,
 def _nearest(near: NearFaces, knum: int) -> NearFaces:
     """Per pixel those of smallest distance, of equal ones the first."""
     by_distance = near.square.argsort(stable=True)
-    order = by_distance[near.slot[by_distance].argsort(stable=True)]
-    counts = torch.bincount(near.slot, minlength=1)
-    return near[order[_ranks(near.slot[order], counts) < knum].sort().values]
+    ordered, order = near.slot.index_select(0, by_distance).sort(stable=True)
+    first = _ranks(ordered, torch.bincount(ordered)) < knum
+    return near[by_distance.index_select(0, order.index_select(0, first.nonzero()[:, 0]))]
 
 
 def _ranks(ordered: Tensor, counts: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def barycentric(columns: tuple[Tensor, ...], face: Tensor, x: Tensor, y: Tensor,
     ay, by, cy = ay - y, by - y, cy - y
     first, second, third = bx * cy - by * cx, cx * ay - cy * ax, ax * by - ay * bx
     area = first + second + third
-    area = area + torch.full_like(area, eps).copysign(area)
+    area = area + area.new_full((), eps).copysign(area)
     return first / area, second / area, third / area
 
 
