@@ -48,10 +48,7 @@ def import_mesh(path: str | PathLike[str]) -> SurfaceMesh | None:
         scene = trimesh.load_scene(str(path), process=False)
     except Exception as error:  # whatever a broken file makes of a parser without checks of its own
         raise SourceError("container", f"no readable glTF file at {path} ({error})", "a glTF file") from error
-    order = list(scene.geometry)
-    nodes = sorted(scene.graph.nodes_geometry, key=lambda node: (order.index(scene.graph[node][1]), node))  # trimesh keeps no order
-    parts = [(transform, scene.geometry[name]) for transform, name in map(scene.graph.get, nodes)]
-    solids = [(transform, part) for transform, part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    solids = [(transform, part) for transform, part in _placed(scene) if isinstance(part, trimesh.Trimesh) and len(part.faces)]
     if not solids:
         return None
     sources: list[Any] = []
@@ -98,6 +95,14 @@ def _trimesh() -> Any:
     except ImportError as error:
         raise ConfigError('glTF files need trimesh; install it with: pip install "scenemill[mesh]"') from error
     return trimesh
+
+
+def _placed(scene: Any) -> list[tuple[NDArray[np.float64], Any]]:
+    """The parts of a scene with their transforms into the world, in the order of the file; trimesh keeps nodes in none."""
+    order = {name: number for number, name in enumerate(scene.geometry)}
+    places = [(order[name], node, transform) for node in scene.graph.nodes_geometry for transform, name in [scene.graph[node]]]
+    parts = list(scene.geometry.values())
+    return [(transform, parts[number]) for number, _, transform in sorted(places, key=lambda place: place[:2])]
 
 
 def _surface(part: Any, transform: NDArray[np.float64], sources: list[Any]) -> SurfaceMesh:

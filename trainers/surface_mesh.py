@@ -228,7 +228,8 @@ class SurfaceMesh:
         result = self._each(way.compute, (self._vertex_count(), *sources))
         if should_cache or (should_cache is None and not any(_needs_gradient(value) for value in sources)):
             roots = [self.__dict__[_SOURCES].get(name, frozenset()) for name in way.needs]
-            self.__dict__[_SOURCES][attr] = frozenset(way.needs).union(*roots)
+            others = [one.needs for one in WAYS[attr]]  # what another way, perhaps a better one, could come from
+            self.__dict__[_SOURCES][attr] = frozenset().union(*roots, *others)
             self.__dict__[attr] = result
         return result
 

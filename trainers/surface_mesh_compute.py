@@ -82,7 +82,7 @@ def face_normals(face_vertices: torch.Tensor) -> torch.Tensor:
     first, second, third = face_vertices.unbind(-2)
     normals = torch.linalg.cross(second - first, third - first, dim=-1)
     unit: torch.Tensor = normals / (normals.norm(dim=-1, keepdim=True) + _TINY)
-    return unit.unsqueeze(-2).expand(face_vertices.shape)
+    return unit.unsqueeze(-2).repeat_interleave(3, dim=-2)
 
 
 def vertex_tangents(

@@ -163,15 +163,13 @@ def test_files_that_are_missing_or_none_are_refused(suffix: str, tmp_path: Path)
 
 def test_without_trimesh_gltf_files_are_refused_and_others_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trimesh", None)
-    for call in (lambda: import_mesh(tmp_path / "box.glb"), lambda: export_mesh(tmp_path / "box.glb", box_without_trimesh())):
-        with pytest.raises(ConfigError, match=r"scenemill\[mesh\]"):
-            call()
-    export_mesh(tmp_path / "box.obj", box_without_trimesh())
+    triangle = SurfaceMesh(torch.rand(3, 3), torch.tensor([[0, 1, 2]]))
+    with pytest.raises(ConfigError, match=r"scenemill\[mesh\]"):
+        import_mesh(tmp_path / "box.glb")
+    with pytest.raises(ConfigError, match=r"scenemill\[mesh\]"):
+        export_mesh(tmp_path / "box.glb", triangle)
+    export_mesh(tmp_path / "box.obj", triangle)
     assert import_mesh(tmp_path / "box.obj") is not None
-
-
-def box_without_trimesh() -> SurfaceMesh:
-    return SurfaceMesh(torch.rand(3, 3), torch.tensor([[0, 1, 2]]))
 
 
 def scene_at(path: Path, *parts: tuple[Any, np.ndarray[Any, Any]]) -> Path:

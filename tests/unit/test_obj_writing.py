@@ -105,7 +105,8 @@ def test_the_text_is_what_the_format_has(tmp_path: Path) -> None:
 
 
 def test_materials_come_back_with_their_images(tmp_path: Path) -> None:
-    materials = [full_material(1, "shiny"), full_material(2), PBRMaterial("shiny"), {"material_name": "raw", "Kd": torch.rand(3)}]
+    materials: list[Any] = [full_material(1, "shiny"), full_material(2), PBRMaterial("shiny")]
+    materials.append({"material_name": "raw", "Kd": torch.rand(3)})
     mesh = random_mesh(1, materials=materials, material_assignments=torch.tensor([2, 0, 1, 0, 3]))
     obj.export_mesh(tmp_path / "mesh.obj", mesh)
     back = read(tmp_path / "mesh.obj")
@@ -115,9 +116,9 @@ def test_materials_come_back_with_their_images(tmp_path: Path) -> None:
         for name, value in vars(given_one).items():
             if isinstance(value, torch.Tensor):
                 assert torch.allclose(getattr(found, name), value, atol=1e-7), name
-    assert torch.equal(back.materials[1].diffuse_color, materials[3]["Kd"])  # type: ignore[index]
+    assert torch.equal(back.materials[1].diffuse_color, materials[3]["Kd"])
     with Image.open(tmp_path / "mesh_0_normals.png") as image:
-        expected = np.rint((materials[0].normals_texture.numpy() + 1) / 2 * 255)  # type: ignore[union-attr]
+        expected = np.rint((materials[0].normals_texture.numpy() + 1) / 2 * 255)
         assert np.array_equal(np.asarray(image), expected)
     assert sorted(path.name for path in tmp_path.glob("mesh_1_*")) == [
         f"mesh_1_{name}.png" for name in ("diffuse", "displacement", "metallic", "normals", "opacity", "roughness", "specular")
@@ -135,8 +136,9 @@ def test_faces_without_a_material_come_first_and_others_keep_their_order(tmp_pat
 
 def test_values_of_corners_and_of_vertices_are_written_too(tmp_path: Path) -> None:
     plain = random_mesh(3)
-    for more in ({"face_normals": torch.randn(5, 3, 3)}, {"vertex_normals": torch.randn(7, 3)}):
-        mesh = SurfaceMesh(plain.vertices, plain.faces, face_uvs=torch.randint(0, 9, (5, 3, 2)) / 8, **more)
+    for name, normals in (("face_normals", torch.randn(5, 3, 3)), ("vertex_normals", torch.randn(7, 3))):
+        mesh = SurfaceMesh(plain.vertices, plain.faces, face_uvs=torch.randint(0, 9, (5, 3, 2)) / 8)
+        setattr(mesh, name, normals)
         expected = mesh.face_normals
         obj.export_mesh(tmp_path / "mesh.obj", mesh, overwrite=True)
         back = read(tmp_path / "mesh.obj")

@@ -177,6 +177,15 @@ def test_a_new_value_drops_what_was_computed_from_the_old_one_and_keeps_what_was
     assert torch.equal(mesh.face_normals, torch.ones(5, 3, 3)), "what was set is no longer computed"
 
 
+def test_better_sources_set_later_are_used() -> None:
+    mesh = bare(10)
+    flat = mesh.face_normals
+    mesh.vertex_normals = torch.ones(7, 3)
+    assert torch.equal(mesh.face_normals, torch.ones(5, 3, 3)) and flat.norm(dim=-1).max() < 1.1
+    mesh.normals, mesh.face_normals_idx = torch.zeros(1, 3), torch.zeros(5, 3, dtype=torch.int64)
+    assert torch.equal(mesh.face_normals, torch.zeros(5, 3, 3))
+
+
 def test_nothing_computes_itself_where_that_is_off() -> None:
     mesh = bare(11)
     mesh.allow_auto_compute = False

@@ -5,7 +5,7 @@ Statements of other kinds (curves, groups, smoothing, lines and points) are pass
 Source: Wavefront's Advanced Visualizer manual, appendix B1, object files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -39,6 +39,25 @@ class Statements:
     before: list[tuple[int, int, int, int]] = field(default_factory=list)
     materials: list[tuple[str, int]] = field(default_factory=list)
     libraries: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """The numbers of an OBJ file.
+
+    Attributes:
+        vertices: (V, 3) float32.
+        uvs: (U, 2) float32, v up; None for not asked for.
+        normals: (N, 3) float32; None for not asked for.
+        counts: (F,) corners of each face.
+        rows: (C,) rows of vertices, uvs and normals of the corners, one face after another, from 0, -1 for none; None as above.
+    """
+
+    vertices: NDArray[np.float32]
+    uvs: NDArray[np.float32] | None
+    normals: NDArray[np.float32] | None
+    counts: NDArray[np.int64]
+    rows: list[NDArray[np.int64] | None]
 
 
 def read_text(path: Path) -> str:
@@ -86,20 +105,27 @@ def joined_lines(text: str) -> Sequence[str]:
     return [(line.partition("#")[0] if "#" in line else line).strip() for line in text.split("\n")]
 
 
-def numbers_of(lines: Sequence[str], width: int, what: str) -> NDArray[np.float32]:
-    """The first numbers of each line.
+def to_arrays(statements: Statements, with_uvs: bool, with_normals: bool, what: str) -> Arrays:
+    """The numbers of a file.
 
     Args:
-        lines: of one kind.
-        width: how many numbers to take; lines may have more.
-        what: they are, for messages.
-
-    Returns:
-        (N, width) float32.
+        statements: of the file.
+        with_uvs, with_normals: read these, and the corners' numbers of them.
+        what: the file, for messages.
 
     Raises:
-        SourceError: fewer numbers, text that is none, or a number that is not finite.
+        SourceError: text that is no number, a number that is not finite, a face of fewer than three corners, or a corner of what is not
+            there.
     """
+    widths = {"v": 3, **({"vt": 2} if with_uvs else {}), **({"vn": 3} if with_normals else {})}
+    values = {kind: _numbers_of(statements.values[kind], width, f"{what}: {kind}") for kind, width in widths.items()}
+    counts, rows = _corners_of(statements, {kind: len(array) for kind, array in values.items()}, what)
+    columns = [np.ascontiguousarray(column) if kind in values else None for kind, column in zip(_KINDS, rows.T, strict=True)]
+    return Arrays(values["v"], values.get("vt"), values.get("vn"), counts, columns)
+
+
+def _numbers_of(lines: Sequence[str], width: int, what: str) -> NDArray[np.float32]:
+    """The first numbers of each line, (N, width); lines may have more."""
     if not lines:
         return np.zeros((0, width), np.float32)
     if not all(lines):
@@ -116,20 +142,8 @@ def numbers_of(lines: Sequence[str], width: int, what: str) -> NDArray[np.float3
     return values
 
 
-def corners_of(statements: Statements, sizes: Sequence[int | None], what: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The corners of all faces, one face after another.
-
-    Args:
-        statements: of a file.
-        sizes: how many positions, texture coordinates and normals there are; None for those that are not asked for.
-        what: the file, for messages.
-
-    Returns:
-        (F,) corners of each face; and (C, 3) rows of positions, texture coordinates and normals, from 0, -1 for none.
-
-    Raises:
-        SourceError: text that is no corner, a face of fewer than three corners, or a number beyond what there is.
-    """
+def _corners_of(statements: Statements, sizes: Mapping[str, int], what: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(F,) corners of each face, and (C, 3) rows of v, vt and vn; those whose kind has a size are within it, or -1 for none."""
     tokens = [line.split() for line in statements.faces]
     counts = np.fromiter(map(len, tokens), np.int64, len(tokens))
     if (counts < 3).any():
@@ -139,9 +153,10 @@ def corners_of(statements: Statements, sizes: Sequence[int | None], what: str) -
     except (ValueError, OverflowError) as error:
         raise SourceError("faces", f"{what}: {error}", "corners as 1, 1/2, 1//3 or 1/2/3") from error
     rows = _rows_from_zero(given, counts, statements)
-    for column, (kind, size) in enumerate(zip(_KINDS, sizes, strict=True)):
-        wrong = (rows[:, column] >= (size or 0)) | (rows[:, column] < (0 if kind == "v" else -1))
-        if size is not None and wrong.any():
+    for kind, size in sizes.items():
+        column = _KINDS.index(kind)
+        wrong = (rows[:, column] >= size) | (rows[:, column] < (0 if kind == "v" else -1))
+        if wrong.any():
             number = int(given[wrong.argmax(), column])
             raise SourceError(
                 "faces", f"{what}: a corner with {kind} {number} of {size}", f"{kind} from 1 to {size}, or -1 to -{size}"

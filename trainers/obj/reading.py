@@ -14,7 +14,7 @@ import torch
 from scenemill.trainers.obj.assignments import process_materials_and_assignments
 from scenemill.trainers.obj.errors import Handler, MaterialFileError, default_error_handler
 from scenemill.trainers.obj.mtl import inside, load_mtl, to_pbr
-from scenemill.trainers.obj.parsing import Statements, corners_of, numbers_of, read_text, split_statements
+from scenemill.trainers.obj.parsing import Arrays, Statements, read_text, split_statements, to_arrays
 from scenemill.trainers.surface_mesh import SurfaceMesh
 from scenemill.trainers.usd.triangulate import NonHomogeneousMeshError, mesh_handler_naive_triangulate
 
@@ -58,30 +58,19 @@ def import_mesh(
     """
     path, handler = Path(path), error_handler or default_error_handler
     statements = split_statements(read_text(path))
-    arrays = [numbers_of(statements.values["v"], 3, f"{path}: v")]
-    arrays += [numbers_of(statements.values["vt"] if with_materials else [], 2, f"{path}: vt")]
-    arrays += [numbers_of(statements.values["vn"] if with_normals else [], 3, f"{path}: vn")]
-    asked = (True, with_materials, with_normals)
-    sizes = [len(array) if is_asked else None for array, is_asked in zip(arrays, asked, strict=True)]
-    counts, rows = corners_of(statements, sizes, str(path))
-    materials = (
-        _materials(statements, path, handler, path.parent if texture_root is None else Path(texture_root)) if with_materials else {}
-    )
-    assigned = _assigned(statements, len(counts)) if with_materials else {}
-
-    vertices, uvs, normals = (torch.from_numpy(array) for array in arrays)
-    corners = [
-        torch.from_numpy(np.ascontiguousarray(column)) if is_asked else None for column, is_asked in zip(rows.T, asked, strict=True)
-    ]
-    sized = _of_one_size(vertices, torch.from_numpy(counts), corners, assigned, heterogeneous_mesh_handler, triangulate, path)
+    arrays = to_arrays(statements, with_materials, with_normals, str(path))
+    root = path.parent if texture_root is None else Path(texture_root)
+    materials = _materials(statements, path, handler, root) if with_materials else {}
+    assigned = _assigned(statements, len(arrays.counts)) if with_materials else {}
+    sized = _of_one_size(arrays, assigned, heterogeneous_mesh_handler, triangulate, path)
     if sized is None:
         return None
     vertices, faces, uv_rows, normal_rows, assigned = sized
     mesh = SurfaceMesh(vertices, faces, face_uvs_idx=uv_rows, face_normals_idx=normal_rows)
-    if with_normals:
-        mesh.normals = normals
-    if with_materials:
-        mesh.uvs = torch.stack([uvs[:, 0], 1 - uvs[:, 1]], dim=1)
+    if arrays.normals is not None:
+        mesh.normals = torch.from_numpy(arrays.normals)
+    if arrays.uvs is not None:
+        mesh.uvs = torch.from_numpy(np.stack([arrays.uvs[:, 0], 1 - arrays.uvs[:, 1]], axis=1))
         found, mesh.material_assignments = process_materials_and_assignments(materials, assigned, handler, len(faces), str(path))
         mesh.materials = found if raw_materials else [to_pbr(material) for material in found]
     return mesh
@@ -123,25 +112,21 @@ def _assigned(statements: Statements, count: int) -> dict[str, torch.Tensor]:
 
 
 def _of_one_size(
-    vertices: torch.Tensor,
-    counts: torch.Tensor,
-    corners: list[torch.Tensor | None],
-    assigned: dict[str, torch.Tensor],
-    handler: FaceHandler | None,
-    triangulate: bool,
-    path: Path,
+    arrays: Arrays, assigned: dict[str, torch.Tensor], handler: FaceHandler | None, triangulate: bool, path: Path
 ) -> tuple[Any, ...] | None:
     """Vertices, (F, n) rows of vertices, coordinates and normals, and assignments; None if the handler left the mesh out."""
+    vertices, counts = torch.from_numpy(arrays.vertices), torch.from_numpy(arrays.counts)
+    corners = [None if rows is None else torch.from_numpy(rows) for rows in arrays.rows]
     is_even = bool((counts == counts[:1]).all())
     if not is_even and handler is None and not triangulate:
         raise NonHomogeneousMeshError(
             f"{path}: faces of {sorted(set(counts.tolist()))} corners; give triangulate=True or a heterogeneous_mesh_handler"
         )
-    chosen = mesh_handler_naive_triangulate if handler is None or is_even else handler
     if not is_even or (triangulate and bool((counts != 3).any())):
+        chosen = mesh_handler_naive_triangulate if handler is None or is_even else handler
         handled = chosen(vertices, counts, *corners, face_assignments=assigned)
         if handled is None:
             return None
         vertices, counts, *corners, assigned = handled
     size = int(counts[0]) if len(counts) else 3
-    return (vertices, *(None if one is None else one.reshape(-1, size) for one in corners), assigned)
+    return (vertices, *(None if rows is None else rows.reshape(-1, size) for rows in corners), assigned)

@@ -3,13 +3,13 @@
 Meshes, point clouds, voxel grids and materials go in and out by functions that have the names and arguments of Kaolin's ``io.usd``.
 """
 
+from scenemill.trainers.surface_mesh import SurfaceMesh as SurfaceMesh
 from scenemill.trainers.usd.material_io import export_material as export_material
 from scenemill.trainers.usd.material_io import import_material as import_material
 from scenemill.trainers.usd.materials import PBRMaterial as PBRMaterial
 from scenemill.trainers.usd.mesh_export import add_mesh as add_mesh
 from scenemill.trainers.usd.mesh_export import export_mesh as export_mesh
 from scenemill.trainers.usd.mesh_export import export_meshes as export_meshes
-from scenemill.trainers.usd.mesh_import import SurfaceMesh as SurfaceMesh
 from scenemill.trainers.usd.mesh_import import get_mesh_scene_paths as get_mesh_scene_paths
 from scenemill.trainers.usd.mesh_import import import_mesh as import_mesh
 from scenemill.trainers.usd.mesh_import import import_meshes as import_meshes
