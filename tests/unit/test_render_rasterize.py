@@ -335,8 +335,11 @@ def test_wrong_calls_say_what_is_wrong() -> None:
         rasterize(8, 8, faces.z[..., :2], faces.image, features)
     with pytest.raises(ConfigError, match="valid_faces"):
         rasterize(8, 8, faces.z, faces.image, features, torch.ones(5, dtype=torch.bool))
-    with pytest.raises(ConfigError, match="float64"):
-        rasterize(8, 8, faces.z.float(), faces.image, features)
+    for z, held in ((faces.z.float(), features), (faces.z, features.float()), (faces.z, features.long())):
+        with pytest.raises(ConfigError, match="give all in one floating dtype"):
+            rasterize(8, 8, z, faces.image, held)
+    with pytest.raises(ConfigError, match="face_features is empty"):
+        rasterize(8, 8, faces.z, faces.image, [])
     with pytest.raises(ConfigError, match="0 x 8 pixels"):
         rasterize(0, 8, faces.z, faces.image, features)
     with pytest.raises(ConfigError, match="grad_z has no effect"):

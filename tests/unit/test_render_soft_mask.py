@@ -175,6 +175,8 @@ def test_wrong_calls_say_what_is_wrong() -> None:
     index = torch.full((2, 4, 4), -1)
     with pytest.raises(ConfigError, match="select 'first': give one of 'index', 'nearest'"):
         dibr_soft_mask(faces.image, index, select="first")
+    with pytest.raises(ConfigError, match="multiplier 0"):
+        dibr_soft_mask(faces.image, index, multiplier=0)
     with pytest.raises(ConfigError, match="knum -1"):
         dibr_soft_mask(faces.image, index, knum=-1)
     with pytest.raises(ConfigError, match=r"expected \(2, H, W\)"):

@@ -98,6 +98,8 @@ def test_wrong_lookups_say_what_is_wrong() -> None:
         texture_mapping(CORNERS, SQUARE, "cubic")
     with pytest.raises(ConfigError, match="wrap 'mirror'"):
         texture_mapping(CORNERS, SQUARE, wrap="mirror")
+    with pytest.raises(ConfigError, match="one floating dtype"):
+        texture_mapping(CORNERS.double(), SQUARE)
     for places, texture in ((CORNERS[0], SQUARE), (CORNERS, SQUARE[0]), (CORNERS.expand(2, -1, -1), SQUARE)):
         with pytest.raises(ConfigError, match="expected"):
             texture_mapping(places, texture)

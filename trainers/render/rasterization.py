@@ -67,10 +67,12 @@ def rasterize(
     Source: ``kaolin.render.mesh.rasterize`` 0.18; arguments after ``backend`` are ours.
     """
     parts = [face_features] if isinstance(face_features, Tensor) else list(face_features)
+    if not parts:
+        raise ConfigError("face_features is empty: give one tensor (B, F, 3, D), or several")
     features = torch.cat(parts, dim=-1)
-    check_backend(backend)
-    check_faces(height, width, face_vertices_image, face_vertices_z, features, valid_faces)
-    way = _Way(
+    _check_backend(backend)
+    _check_faces(height, width, face_vertices_image, face_vertices_z, features, valid_faces)
+    settings = _Settings(
         MULTIPLIER if multiplier is None else multiplier,
         EPS if eps is None else eps,
         near,
@@ -80,9 +82,9 @@ def rasterize(
         chunk_bytes,
     )
     faces = _Faces(in_float32(face_vertices_image), in_float32(face_vertices_z), in_float32(features))
-    found, face_idx = way.render((height, width), faces, valid_faces)
+    found, face_idx = settings.render((height, width), faces, valid_faces)
     if supersample > 1:
-        found, _ = way.render((supersample * height, supersample * width), faces, valid_faces)
+        found, _ = settings.render((supersample * height, supersample * width), faces, valid_faces)
         found = functional.avg_pool2d(found.movedim(3, 1), supersample).movedim(1, 3)
     found = found.to(features.dtype)
     if isinstance(face_features, Tensor):
@@ -91,7 +93,7 @@ def rasterize(
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Settings:
     """How to draw; see the arguments of ``rasterize``."""
 
     multiplier: float
@@ -147,16 +149,14 @@ def in_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
-def check_backend(backend: str) -> None:
-    """Refuses what is not offered, naming what is."""
+def _check_backend(backend: str) -> None:
     if backend in ("nvdiffrast", "nvdiffrast_fwd"):
         raise ConfigError(f"backend {backend!r}: nvdiffrast is not used here; 'auto' runs on CPU and CUDA without it")
     if backend not in BACKENDS:
         raise ConfigError(f"backend {backend!r}: give one of {', '.join(map(repr, BACKENDS))}")
 
 
-def check_faces(height: int, width: int, image: Tensor, z: Tensor, features: Tensor, valid: Tensor | None) -> None:
-    """Refuses shapes, dtypes and devices that do not fit together."""
+def _check_faces(height: int, width: int, image: Tensor, z: Tensor, features: Tensor, valid: Tensor | None) -> None:
     if height < 1 or width < 1:
         raise ConfigError(f"an image of {height} x {width} pixels: both must be at least 1")
     batch, faces = image.shape[:2]
@@ -168,5 +168,6 @@ def check_faces(height: int, width: int, image: Tensor, z: Tensor, features: Ten
         if held.shape != shape or held.device != image.device:
             found = f"{tuple(held.shape)} on {held.device}"
             raise ConfigError(f"{name} is {found}, expected {shape} on {image.device}, as face_vertices_image has it")
-    if not image.dtype == z.dtype:
-        raise ConfigError(f"face_vertices_image is {image.dtype} and face_vertices_z {z.dtype}: give both in one")
+    if not (in_float32(image).dtype == in_float32(z).dtype == in_float32(features).dtype and features.is_floating_point()):
+        kinds = f"{image.dtype}, {z.dtype} and {features.dtype}"
+        raise ConfigError(f"face_vertices_image, face_vertices_z and face_features are {kinds}: give all in one floating dtype")

@@ -62,6 +62,8 @@ def dibr_soft_mask(
 
     Source: ``kaolin.render.mesh.dibr_soft_mask`` 0.18; arguments after ``multiplier`` are ours.
     """
+    if not multiplier > 0:
+        raise ConfigError(f"multiplier {multiplier}: give a number above 0")
     _check(face_vertices_image, selected_face_idx, valid_faces, select, knum)
     batch, height, width = selected_face_idx.shape
     image = in_float32(face_vertices_image).reshape(-1, 3, 2)

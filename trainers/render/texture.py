@@ -24,10 +24,10 @@ def texture_mapping(texture_coordinates: Tensor, texture_maps: Tensor, mode: str
         wrap: beyond [0, 1] "clamp" goes on with the border, as Kaolin; "repeat" begins anew.
 
     Returns:
-        (B, h, w, C) or (B, N, C), with gradients to both.
+        (B, h, w, C) or (B, N, C), with gradients to both; on CUDA torch has no deterministic form of them.
 
     Raises:
-        ConfigError: an unknown mode or wrap, or shapes that do not fit.
+        ConfigError: an unknown mode or wrap, or shapes, dtypes or devices that do not fit.
 
     Source: ``kaolin.render.mesh.texture_mapping`` 0.18; ``wrap`` is ours.
 
@@ -65,3 +65,6 @@ def _check(coordinates: Tensor, textures: Tensor, mode: str, wrap: str) -> None:
             f"texture_coordinates {tuple(coordinates.shape)} and texture_maps {tuple(textures.shape)}: expected (B, h, w, 2) or "
             "(B, N, 2), and (B, C, Ht, Wt)"
         )
+    if in_float32(coordinates).dtype != in_float32(textures).dtype or coordinates.device != textures.device:
+        kinds = f"{coordinates.dtype} on {coordinates.device} and {textures.dtype} on {textures.device}"
+        raise ConfigError(f"texture_coordinates and texture_maps are {kinds}: give both in one floating dtype, on one device")
