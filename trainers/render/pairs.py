@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PAIR_BYTES = 256
-"""Memory per pair at most, all tensors between two chunks together."""
+PAIR_BYTES = 320
+"""Memory per pair of a chunk, all that is computed of it in float64 together."""
 
 CHUNK_BYTES = 256 * 2**20
 """Default of the memory that pairs may take at a time."""
