@@ -84,7 +84,7 @@ def flat(meshes: Sequence["SurfaceMesh"], skip_errors: bool, group_by_name: bool
     common = [name for name in TENSOR_NAMES if name not in apart and _have(meshes, (name,))]
     for name in dict.fromkeys([*common, *(pair[0] for pair in pairs), *corners]):
         try:
-            values[name] = torch.cat([mesh.getattr_batched(name, Batching.NONE) for mesh in meshes])
+            values[name] = _one_after_another([mesh.getattr_batched(name, Batching.NONE) for mesh in meshes])
         except RuntimeError as error:
             if name == "vertices" or not skip_errors:
                 raise ConfigError(f"{name} of the meshes cannot be put together: {error}") from error
@@ -206,9 +206,15 @@ def _flat_materials(meshes: Sequence["SurfaceMesh"], group_by_name: bool) -> dic
 def _shifted(meshes: Sequence["SurfaceMesh"], index: str, values: str) -> torch.Tensor:
     starts = [0, *accumulate(len(mesh.as_dict()[values]) for mesh in meshes)]
     rows = [_offset(mesh.as_dict()[index], start) for mesh, start in zip(meshes, starts, strict=False)]
-    if len({one.shape[1:] for one in rows}) > 1:
-        raise ConfigError(f"faces of {[one.shape[1] for one in rows]} corners; cut them into triangles first")
-    return torch.cat(rows)
+    sizes = sorted({one.shape[1] for one in rows if len(one)})
+    if len(sizes) > 1:
+        raise ConfigError(f"faces of {sizes} corners; cut them into triangles first")
+    return _one_after_another(rows)
+
+
+def _one_after_another(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors along their first axis; empty ones may have other shapes, for no faces have no size."""
+    return torch.cat([tensor for tensor in tensors if len(tensor)] or [tensors[0]])
 
 
 def _offset(index: torch.Tensor, start: int) -> torch.Tensor:

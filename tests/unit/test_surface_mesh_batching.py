@@ -295,6 +295,14 @@ def test_faces_of_different_size_are_not_flattened_and_other_attributes_may_be_l
     assert not SurfaceMesh.flatten([first, second], skip_errors=True).has_attribute("vertex_features")
 
 
+def test_meshes_without_faces_have_faces_of_any_size() -> None:
+    points = SurfaceMesh(torch.rand(2, 3), torch.zeros(0, 3, dtype=torch.int64), face_normals=torch.zeros(0, 3, 3))
+    quads = SurfaceMesh(torch.rand(4, 3), torch.tensor([[0, 1, 2, 3]]), face_normals=torch.rand(1, 4, 3))
+    flat = SurfaceMesh.flatten([points, quads, points])
+    assert flat.faces.tolist() == [[2, 3, 4, 5]] and len(flat.vertices) == 8 and torch.equal(flat.face_normals, quads.face_normals)
+    assert SurfaceMesh.flatten([points, points]).faces.shape == (0, 3)
+
+
 def test_materials_are_grouped_by_name_and_those_without_one_stay_apart() -> None:
     materials = [PBRMaterial(), PBRMaterial("x"), {"material_name": "y"}, {}, PBRMaterial("x"), {"material_name": "x"}]
     kept, assigned = group_materials_by_name(materials, torch.tensor([5, 4, 3, 2, 1, 0, -1]))

@@ -217,6 +217,19 @@ def test_faces_of_several_sizes_are_refused_left_out_or_cut_into_fans(tmp_path: 
         assert read.face_normals[..., 0].tolist() == [[0, 1, 2], [3, 4, 5], [3, 5, 6], [3, 6, 7], [8, 9, 10], [8, 10, 11]]
 
 
+def test_meshes_with_faces_of_different_size_are_one_only_if_cut(tmp_path: Path) -> None:
+    faces = [torch.tensor([[0, 1, 2]]), torch.tensor([[0, 1, 2, 3]])]
+    usd.export_meshes(tmp_path / "two.usda", vertices=[torch.rand(4, 3), torch.rand(4, 3)], faces=faces)
+    with pytest.raises(usd.NonHomogeneousMeshError, match=r"\[3, 4\]"):
+        usd.import_mesh(tmp_path / "two.usda")
+    for choice in ({"triangulate": True}, {"heterogeneous_mesh_handler": usd.mesh_handler_naive_triangulate}):
+        read = usd.import_mesh(tmp_path / "two.usda", **choice)
+        assert read is not None and read.faces.tolist() == [[0, 1, 2], [4, 5, 6], [4, 6, 7]]
+    left = usd.import_mesh(tmp_path / "two.usda", heterogeneous_mesh_handler=usd.heterogeneous_mesh_handler_skip)
+    assert left is not None and left.faces.tolist() == [[0, 1, 2]]
+    assert len(usd.import_meshes(tmp_path / "two.usda")) == 2
+
+
 @given(st.lists(st.integers(3, 7), max_size=6), st.data())
 @settings(max_examples=60, deadline=None)
 def test_fans_and_what_belongs_to_them_are_cut_as_by_hand(counts: list[int], data: st.DataObject) -> None:

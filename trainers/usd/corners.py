@@ -1,8 +1,6 @@
-"""Meshes with faces of any size as tensors, corner by corner; in the world, and several as one."""
+"""Meshes with faces of any size as tensors, corner by corner."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,57 +101,3 @@ def _materials(prim: Any, count: int, time: float | None) -> tuple[dict[str, Any
 
 def _binds(subset: Any) -> bool:
     return bool(subset.GetRelationship("material:binding").GetTargets()) if subset.HasRelationship("material:binding") else False
-
-
-def in_world(mesh: MeshCorners) -> MeshCorners:
-    """A mesh with its vertices and normals in the world."""
-    if torch.equal(mesh.transform, torch.eye(4, dtype=torch.float64)):
-        return mesh
-    turn, shift = mesh.transform[:3, :3], mesh.transform[:3, 3]
-    upright = torch.linalg.pinv(turn).T  # normals stay at right angles to the faces under this one
-
-    def turned(normals: torch.Tensor | None) -> torch.Tensor | None:
-        return None if normals is None else torch.nn.functional.normalize(normals.double() @ upright.T, dim=-1).float()
-
-    return replace(
-        mesh,
-        vertices=(mesh.vertices.double() @ turn.T + shift).float(),
-        face_normals=turned(mesh.face_normals),
-        vertex_normals=turned(mesh.vertex_normals),
-        transform=torch.eye(4, dtype=torch.float64),
-    )
-
-
-def merge(parts: Sequence[MeshCorners]) -> MeshCorners:
-    """Several meshes in the world as one; what one of them lacks all lack."""
-    vertices = _starts([len(part.vertices) for part in parts])
-    uvs = _starts([0 if part.uvs is None else len(part.uvs) for part in parts])
-    faces = _starts([len(part.counts) for part in parts])
-    uv_indices = [None if part.uv_indices is None else part.uv_indices + start for part, start in zip(parts, uvs, strict=True)]
-    names = dict.fromkeys(name for part in parts for name in part.materials)
-    return MeshCorners(
-        vertices=torch.cat([part.vertices for part in parts]),
-        counts=torch.cat([part.counts for part in parts]),
-        indices=torch.cat([part.indices + start for part, start in zip(parts, vertices, strict=True)]),
-        uvs=_joined([part.uvs for part in parts]),
-        uv_indices=_joined(uv_indices),
-        face_normals=_joined([part.face_normals for part in parts]),
-        vertex_normals=_joined([part.vertex_normals for part in parts]),
-        transform=parts[0].transform,
-        materials={name: material for part in parts for name, material in part.materials.items()},
-        assignments={name: _faces_of(name, parts, faces) for name in names},
-    )
-
-
-def _starts(sizes: Sequence[int]) -> list[int]:
-    return [0, *accumulate(sizes)][:-1]
-
-
-def _joined(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    there = [tensor for tensor in tensors if tensor is not None]
-    return torch.cat(there) if len(there) == len(tensors) else None
-
-
-def _faces_of(name: str, parts: Sequence[MeshCorners], starts: Sequence[int]) -> torch.Tensor:
-    pairs = zip(parts, starts, strict=True)
-    return torch.cat([part.assignments[name] + start for part, start in pairs if name in part.assignments])

@@ -11,7 +11,7 @@ import torch
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.surface_mesh import SurfaceMesh
-from scenemill.trainers.usd.corners import MeshCorners, in_world, merge, read_corners
+from scenemill.trainers.usd.corners import MeshCorners, read_corners
 from scenemill.trainers.usd.stages import all_prims, find_prim, open_stage
 from scenemill.trainers.usd.triangulate import NonHomogeneousMeshError, mesh_handler_naive_triangulate
 
@@ -51,19 +51,19 @@ def import_mesh(
         triangulate: cut all faces into triangles.
 
     Returns:
-        The mesh, float32 and int64, uvs with v down, (F,) int16 assignments of materials that are sorted by name, no transform; None if
-        there is none, or the handler left it out.
+        The mesh, float32 and int64, uvs with v down, (F,) int16 assignments of materials that are in the order of the meshes; what one
+        of the meshes lacks all lack, and there is no transform. None if there is no mesh, or the handler left all out.
 
     Raises:
         NonHomogeneousMeshError: faces of several sizes, and no handler.
         ConfigError: no such prim; or no time was given, and all there is are samples.
     """
     stage = open_stage(file_or_stage)
-    prims = _meshes_below(stage, scene_path)
-    if not prims:
-        return None
-    parts = [in_world(read_corners(prim, with_materials, with_normals, time)) for prim in prims]
-    return _surface(merge(parts), with_materials, heterogeneous_mesh_handler, triangulate)
+    parts = [read_corners(prim, with_materials, with_normals, time) for prim in _meshes_below(stage, scene_path)]
+    evened = [_evened(part, heterogeneous_mesh_handler, triangulate) for part in parts]
+    alike = _alike([part for part in evened if part is not None], heterogeneous_mesh_handler)
+    meshes = [_shaped(part, with_materials) for part in alike]
+    return SurfaceMesh.flatten(meshes, group_materials_by_name=True) if meshes else None
 
 
 def import_meshes(
@@ -86,7 +86,8 @@ def import_meshes(
         return_list: a list, else a dictionary by path.
 
     Returns:
-        Meshes as those of ``import_mesh``, with a (4, 4) float64 ``transform`` into the world unless that is the identity.
+        Meshes as those of ``import_mesh``, but with materials sorted by name, and a (4, 4) float64 ``transform`` into the world unless
+        that is the identity.
 
     Raises:
         As ``import_mesh``.
@@ -99,14 +100,14 @@ def import_meshes(
     for path, time in zip(paths, times or [None] * len(paths), strict=True):
         for prim in _meshes_below(stage, path):
             corners = read_corners(prim, with_materials, with_normals, time)
-            mesh = _surface(corners, with_materials, heterogeneous_mesh_handler, triangulate)
-            if mesh is not None:
-                found[str(prim.GetPath())] = mesh
+            evened = _evened(corners, heterogeneous_mesh_handler, triangulate)
+            if evened is not None:
+                found[str(prim.GetPath())] = _shaped(evened, with_materials)
     return list(found.values()) if return_list else found
 
 
-def _surface(mesh: MeshCorners, with_materials: bool, handler: Handler | None, triangulate: bool) -> SurfaceMesh | None:
-    """A mesh with faces of one size, made so where it was asked for."""
+def _evened(mesh: MeshCorners, handler: Handler | None, triangulate: bool) -> MeshCorners | None:
+    """A mesh with faces of one size, made so where it was asked for; None if the handler left it out."""
     is_even = bool((mesh.counts == mesh.counts[:1]).all())
     if not is_even and handler is None and not triangulate:
         raise NonHomogeneousMeshError(
@@ -118,8 +119,21 @@ def _surface(mesh: MeshCorners, with_materials: bool, handler: Handler | None, t
             return None
         mesh = handled
     if triangulate and not bool((mesh.counts == 3).all()):
-        mesh = _handled(mesh, mesh_handler_naive_triangulate) or mesh
-    return _shaped(mesh, with_materials)
+        return _handled(mesh, mesh_handler_naive_triangulate)
+    return mesh
+
+
+def _alike(meshes: Sequence[MeshCorners], handler: Handler | None) -> list[MeshCorners]:
+    """Meshes with faces of one size each, and all of the same: where they differ, the handler gets those that are no triangles."""
+    sizes = sorted({size for mesh in meshes for size in mesh.counts[:1].tolist()})
+    if len(sizes) < 2:
+        return list(meshes)
+    if handler is None:
+        raise NonHomogeneousMeshError(
+            f"meshes with faces of {sizes} corners; give triangulate=True or a heterogeneous_mesh_handler, or call import_meshes"
+        )
+    handled = [mesh if bool((mesh.counts == 3).all()) else _handled(mesh, handler) for mesh in meshes]
+    return [mesh for mesh in handled if mesh is not None]
 
 
 def _handled(mesh: MeshCorners, handler: Handler) -> MeshCorners | None:
@@ -150,10 +164,9 @@ def _shaped(mesh: MeshCorners, with_materials: bool) -> SurfaceMesh:
         faces=mesh.indices.reshape(count, size),
         uvs=mesh.uvs,
         face_uvs_idx=mesh.uv_indices.reshape(count, size) if mesh.uv_indices is not None and count else None,
-        face_normals=normals.reshape(count, size, 3) if normals is not None and count else normals,  # (C, 3) without faces
+        face_normals=normals.reshape(count, size, 3) if normals is not None and count else None,
         vertex_normals=mesh.vertex_normals,
         material_assignments=assigned if with_materials else None,
         materials=[mesh.materials[name] for name in names] if with_materials else None,
         transform=None if torch.equal(mesh.transform, torch.eye(4, dtype=torch.float64)) else mesh.transform,
-        strict_checks=False,  # a file may have normals and no faces yet
     )
