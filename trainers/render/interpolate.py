@@ -68,8 +68,7 @@ class _Interpolate(Function):
         x, y = covered.centres(image)
         weights = barycentric(corner_columns(image * raster.multiplier), covered.face, x, y, covered.eps)
         inner = perspective_weights(weights, _depths(z, covered))[0] if covered.perspective else weights
-        of_face = features.index_select(0, covered.face)
-        rows = sum(weight[:, None] * of_face[:, corner] for corner, weight in enumerate(inner))
+        rows = sum(weight[:, None] * _at_corner(features, corner, covered) for corner, weight in enumerate(inner))
         ctx.covered = covered
         ctx.save_for_backward(image, z, features, *weights)
         out = features.new_zeros((raster.pixels, features.shape[2]))
@@ -88,13 +87,17 @@ class _Interpolate(Function):
             rows = torch.cat([weight[:, None] * back for weight in inner], dim=1)
             of_features = add_by_face(rows, covered.face, count).view(features.shape)
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-            of_face = features.index_select(0, covered.face)
-            slopes = [(of_face[:, corner] * back).sum(dim=1) for corner in range(3)]
+            slopes = [(_at_corner(features, corner, covered) * back).sum(dim=1) for corner in range(3)]
             if covered.perspective:
                 slopes, z_slopes = _through_perspective(slopes, weights, inner, _depths(z, covered))
                 of_z = add_by_face(z_slopes, covered.face, count) if ctx.needs_input_grad[1] else None
             of_image = add_by_face(_position_slopes(image, slopes, covered), covered.face, count).view(image.shape)
         return of_image, of_z, of_features, None
+
+
+def _at_corner(features: Tensor, corner: int, covered: Covered) -> Tensor:
+    """(n, D); one corner at a time, as features may be wide."""
+    return features[:, corner].index_select(0, covered.face)
 
 
 def _depths(z: Tensor, covered: Covered) -> Weights:

@@ -9,14 +9,15 @@ Pixel (row j, column i) of an H x W image has its centre at x = (2i + 1 - W) / W
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
-PAIR_BYTES = 320
+PAIR_BYTES: Final = 320
 """Memory per pair of a chunk, all that is computed of it in float64 together."""
 
-CHUNK_BYTES = 256 * 2**20
+CHUNK_BYTES: Final = 256 * 2**20
 """Default of the memory that pairs may take at a time."""
 
 
@@ -140,7 +141,7 @@ def face_pixel_pairs(
         face (n,), flat numbers, increasing; and pixel (n,), flat numbers, or positions in ``wanted.pixel`` where given.
     """
     limit = max(1, chunk_bytes // PAIR_BYTES)
-    for some in _pieces(boxes.count, limit):
+    for some in _pieces(torch.maximum(boxes.count, boxes.bottom - boxes.top), limit):  # a row without pixels takes memory too
         face, start, count = _rows(boxes[some], raster, wanted)
         for part in _pieces(count, limit):
             of, within = _enumerate(count[part])

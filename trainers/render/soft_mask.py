@@ -21,7 +21,7 @@ from scenemill.trainers.render.winners import corner_columns
 
 SELECT: Final = ("index", "nearest")
 CERTAIN: Final = 1e-7
-"""Added to 1 - p in the gradient, so that a pixel on an outline has one."""
+"""Added to 1 - p in the gradient, which stays finite on an outline."""
 
 
 def dibr_soft_mask(
@@ -170,9 +170,8 @@ class _SoftMask(Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, near: NearFaces, wanted: Wanted, settings: Settings) -> Tensor:
         share = torch.exp(-settings.sigmainv * near.square)
-        remains = torch.zeros(
-            len(wanted.pixel), dtype=torch.float64, device=image.device
-        )  # float32 is too coarse where p is near 1
+        # Logarithms of 1 - p in float64: in float32 they are too coarse where p is near 1.
+        remains = torch.zeros(len(wanted.pixel), dtype=torch.float64, device=image.device)
         remains.index_add_(0, near.slot, torch.log1p(-share.double()))
         ctx.near, ctx.wanted, ctx.settings = near, wanted, settings
         ctx.save_for_backward(image, share, remains)
