@@ -1,12 +1,13 @@
 """Starting the viewer: from a notebook, and by its command."""
 
 import http.client
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +94,43 @@ def test_a_port_that_is_taken_is_told_with_a_way_out(log: Path) -> None:
         Viewer(ViewConfig((log,), port=taken.getsockname()[1]))
 
 
-def test_the_command_says_what_it_shows_and_where_until_it_is_ended(log: Path) -> None:
-    command = [sys.executable, "-m", "scenemill.pipelines.cli", "view", f"--logdir={log}", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}) as process:
+@contextmanager
+def commanded(log: Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """The command as a process, and the lines that it says when it serves; it is ended by Ctrl+C, and says no more."""
+    command = [sys.executable, "-m", "scenemill.pipelines.cli", "view", f"--logdir={log}", "--port", "0", "--poll", "0.1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         try:
-            assert process.stdout.readline() == f"log: log, {log}\n"
-            url = process.stdout.readline().split()[0]
-            assert ask(url, "/api/index").json["roots"][0]["items"][0]["item"] == "pointcloud/p/0"
+            yield process, [process.stdout.readline(), process.stdout.readline()]
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 0
-            assert process.stderr.read() == ""
         finally:
             process.kill()
+
+
+def test_the_command_says_what_it_shows_and_where_until_it_is_ended(log: Path) -> None:
+    with commanded(log) as (process, said):
+        assert said[0] == f"log: log, {log}\n"
+        assert ask(said[1].split()[0], "/api/index").json["roots"][0]["items"][0]["item"] == "pointcloud/p/0"
+    assert process.stderr is not None and process.stderr.read() == ""
+
+
+def test_files_that_are_cut_short_anywhere_end_no_viewer(tmp_path: Path) -> None:
+    writer = Timelapse(tmp_path / "whole")
+    for iteration in range(4):
+        points = np.random.default_rng(iteration).normal(size=(3000, 3))
+        writer.add_pointcloud_batch(iteration, "", [points], colors=[points.clip(0, 1)])
+    whole = (tmp_path / "whole" / "pointcloud_0.usd").read_bytes()
+    (tmp_path / "log").mkdir()
+    for number in range(24):
+        (tmp_path / "log" / f"pointcloud_{number}.usd").write_bytes(whole[: len(whole) * (number + 1) // 24])
+    with commanded(tmp_path / "log") as (_, said):
+        url, answers = said[1].split()[0], []
+        for number in range(24):
+            asked = [{"root": "log", "item": f"pointcloud//{number}", "time": time} for time in (0, 3)]
+            answers.append({ask(url, "/api/scene", each).status for each in asked})
+        assert answers[-1] == {200} and answers[0] == {422} and set().union(*answers) == {200, 422}
+        assert len(ask(url, "/api/index").json["roots"][0]["items"]) == 24
 
 
 @pytest.mark.parametrize(("arguments", "told"), [([], "no folder"), (["none"], "no such folder"), ([".", "--poll", "0"], "poll 0")])

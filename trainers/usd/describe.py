@@ -7,7 +7,7 @@ import os
 from os import PathLike
 
 from scenemill.schemas.errors import SourceError
-from scenemill.trainers.usd.stages import ALONE
+from scenemill.trainers.usd.stages import reading
 
 
 def files_of(path: str | PathLike[str]) -> list[str]:
@@ -22,15 +22,12 @@ def files_of(path: str | PathLike[str]) -> list[str]:
     Raises:
         SourceError: no USD file there, or a damaged one.
     """
-    from pxr import Tf, UsdUtils
+    from pxr import UsdUtils
 
-    with ALONE:
-        try:
-            layers, assets, _ = UsdUtils.ComputeAllDependencies(os.fspath(path))
-        except Tf.ErrorException as error:
-            raise _unreadable(path, str(error)) from error
+    with reading(path):
+        layers, assets, _ = UsdUtils.ComputeAllDependencies(os.fspath(path))
         if not layers:
-            raise _unreadable(path, "no layer")
+            raise _unreadable(path)
         return sorted({os.path.realpath(layer.realPath) for layer in layers} | {os.path.realpath(asset) for asset in assets})
 
 
@@ -40,17 +37,14 @@ def up_axis_of(path: str | PathLike[str]) -> str:
     Raises:
         SourceError: no USD file there, or a damaged one.
     """
-    from pxr import Sdf, Tf
+    from pxr import Sdf
 
-    with ALONE:
-        try:
-            layer = Sdf.Layer.OpenAsAnonymous(os.fspath(path), metadataOnly=True)
-        except Tf.ErrorException as error:
-            raise _unreadable(path, str(error)) from error
+    with reading(path):
+        layer = Sdf.Layer.OpenAsAnonymous(os.fspath(path), metadataOnly=True)
         if not layer:
-            raise _unreadable(path, "no layer")
+            raise _unreadable(path)
         return "Z" if str(layer.pseudoRoot.GetInfo("upAxis")) == "Z" else "Y"
 
 
-def _unreadable(path: str | PathLike[str], why: str) -> SourceError:
-    return SourceError("container", f"no readable USD file at {os.fspath(path)} ({why.strip()[:200]})", "a USD file")
+def _unreadable(path: str | PathLike[str]) -> SourceError:
+    return SourceError("container", f"no readable USD file at {os.fspath(path)}", "a USD file")

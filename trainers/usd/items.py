@@ -17,7 +17,7 @@ from scenemill.trainers.usd.meshes import ST
 from scenemill.trainers.usd.primvars import COLOR, SEMANTIC_ID
 from scenemill.trainers.usd.reading import is_pointcloud, is_voxelgrid, read_mesh, read_pointcloud, read_voxelgrid
 from scenemill.trainers.usd.records import MeshData, PointData, VoxelData
-from scenemill.trainers.usd.stages import ALONE, all_prims, open_stage
+from scenemill.trainers.usd.stages import ALONE, all_prims, open_stage, reading
 
 ATTRIBUTES: Final = {
     COLOR: "colors",
@@ -75,14 +75,11 @@ def summarise(path: Path) -> Summary:
     Raises:
         SourceError: no USD file there, or a damaged one.
     """
-    from pxr import Sdf, Tf
+    from pxr import Sdf
 
     found: set[str] = set()
-    with ALONE:
-        try:
-            layer = Sdf.Layer.OpenAsAnonymous(str(path))  # the file as it is now, whoever else has it open
-        except Tf.ErrorException as error:
-            raise SourceError("container", f"no readable USD file at {path} ({str(error).strip()[:200]})", "a USD file") from error
+    with reading(path):
+        layer = Sdf.Layer.OpenAsAnonymous(str(path))  # the file as it is now, whoever else has it open
         if not layer:
             raise SourceError("container", f"no readable USD file at {path}", "a USD file")
         layer.Traverse("/", lambda place: found.add(place.name) if place.IsPropertyPath() else None)
@@ -102,7 +99,7 @@ def read_item(path: Path, kind: str, time: float, blend: bool, materials: bool) 
     Raises:
         SourceError: no USD file there, or a damaged one; an image is missing.
     """
-    with ALONE:
+    with reading(path):
         return _read(path, kind, time, blend, materials)
 
 

@@ -5,9 +5,11 @@ Transforms are (4, 4) tensors that act on columns: the translation is the last c
 Source: Usd and UsdGeom of OpenUSD; the names and arguments are those of Kaolin's ``io.usd``, Apache 2.0.
 """
 
+import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +23,23 @@ from scenemill.trainers.usd.arrays import to_value
 ALONE: Final = threading.RLock()
 """Held by whoever reads or writes files of a log: all threads share what usd-core has open of a file, and it breaks, process and all,
 where one reads while another writes. A viewer in a notebook and the training beside it are such threads."""
+
+
+@contextmanager
+def reading(path: str | PathLike[str]) -> Iterator[None]:
+    """A turn at a file of a log.
+
+    Raises:
+        SourceError: what usd-core finds in it is no whole file; the block ends there.
+    """
+    from pxr import Tf
+
+    with ALONE:
+        try:
+            yield
+        except (Tf.ErrorException, Tf.CppException) as error:
+            why = " ".join(str(error).split())[:200]
+            raise SourceError("container", f"no readable USD file at {os.fspath(path)} ({why})", "a USD file") from error
 
 
 def create_stage(file_path: str | PathLike[str], up_axis: str = "Y") -> Any:
