@@ -122,8 +122,9 @@ def test_quads_have_no_normals_without_further_knowledge(caplog: pytest.LogCaptu
         _ = mesh.face_normals
 
 
-def test_tangents_point_where_u_grows() -> None:
-    """On a sphere with u along longitude the tangents are the eastward directions."""
+@pytest.mark.parametrize(("slant", "sign"), [(0.0, 1), (0.5, 1), (-0.5, -1)])
+def test_tangents_point_where_u_grows(slant: float, sign: int) -> None:
+    """On a sphere with v along latitude and u along longitude, slanted or not, the tangents are the eastward directions."""
     rings, segments = 12, 24
     latitude, longitude = torch.meshgrid(torch.linspace(-1.2, 1.2, rings), torch.linspace(0, 3, segments), indexing="ij")
     points = torch.stack([latitude.cos() * longitude.cos(), latitude.cos() * longitude.sin(), latitude.sin()], dim=-1).reshape(
@@ -132,11 +133,11 @@ def test_tangents_point_where_u_grows() -> None:
     number = torch.arange(rings * segments).reshape(rings, segments)
     low, right, up, far = number[:-1, :-1], number[:-1, 1:], number[1:, :-1], number[1:, 1:]
     faces = torch.cat([torch.stack([low, right, far], -1).reshape(-1, 3), torch.stack([low, far, up], -1).reshape(-1, 3)])
-    uvs = torch.stack([longitude / 3, (latitude + 1.2) / 2.4], dim=-1).reshape(-1, 2)
+    uvs = torch.stack([sign * longitude / 3 + slant * latitude, latitude], dim=-1).reshape(-1, 2)
     mesh = SurfaceMesh(points, faces, uvs=uvs, face_uvs_idx=faces, vertex_normals=points)
     east = torch.stack([-longitude.sin(), longitude.cos(), torch.zeros_like(longitude)], dim=-1).reshape(-1, 3)
     inner = number[1:-1, 1:-1].reshape(-1)
-    assert ((mesh.vertex_tangents * east).sum(-1)[inner] > 0.99).all()
+    assert ((mesh.vertex_tangents * east).sum(-1)[inner] * sign > 0.99).all()
     assert (mesh.vertex_tangents * points).sum(-1).abs().max() < 1e-5
     assert torch.equal(mesh.face_tangents, mesh.vertex_tangents[faces])
 
