@@ -64,7 +64,7 @@ def joined(meshes: Sequence["SurfaceMesh"], fixed_topology: bool) -> dict[str, A
                 _log.warning("%s of %s cannot be stacked; those of the corners are", name, shapes)
                 del values[name]
                 values.pop(index, None)
-                if all(mesh.has_or_can_compute_attribute(at_corners) for mesh in meshes):
+                if all(_has_corners(mesh, name) for mesh in meshes):
                     values[at_corners] = _gathered(meshes, at_corners)
     if any(mesh.has_attribute(TRANSFORM) for mesh in meshes):
         values[TRANSFORM] = torch.cat([_transform_of(mesh, meshes).expand(len(mesh), 4, 4) for mesh in meshes])
@@ -78,7 +78,8 @@ def flat(meshes: Sequence["SurfaceMesh"], skip_errors: bool, group_by_name: bool
     values: dict[str, Any] = {"faces": _shifted(meshes, "faces", "vertices")}
     pairs = [pair for pair in _INDEXED if _have(meshes, pair[:2])]
     apart = {name for pair in _INDEXED for name in pair[:2]} | {"faces", _ASSIGNMENTS}
-    corners = [at_corners for name, _, at_corners in _INDEXED if _give(meshes, name, at_corners)]
+    others = [pair for pair in _INDEXED if pair not in pairs]
+    corners = [at_corners for name, _, at_corners in others if all(_has_corners(mesh, name) for mesh in meshes)]
     for name, index, _ in pairs:
         values[index] = _shifted(meshes, index, name)
     common = [name for name in TENSOR_NAMES if name not in apart and _have(meshes, (name,))]
@@ -92,11 +93,11 @@ def flat(meshes: Sequence["SurfaceMesh"], skip_errors: bool, group_by_name: bool
     return {**_settings(meshes[0]), **values, **_flat_materials(meshes, group_by_name)}
 
 
-def _give(meshes: Sequence["SurfaceMesh"], name: str, at_corners: str) -> bool:
-    """Whether values of corners stand in for indexed ones that only some meshes have."""
-    if _have(meshes, (name, f"face_{name}_idx")):
-        return False
-    return all(mesh.has_attribute(at_corners) or _have([mesh], (name, f"face_{name}_idx")) for mesh in meshes)
+def _has_corners(mesh: "SurfaceMesh", name: str) -> bool:
+    """Whether each corner has one of the normals or coordinates that a mesh was given."""
+    at_corners = f"face_{name}"
+    is_given = mesh.has_attribute(at_corners) or _have([mesh], (name, f"face_{name}_idx"))
+    return is_given and getattr(mesh, at_corners) is not None
 
 
 def moved(mesh: "SurfaceMesh") -> dict[str, Any]:

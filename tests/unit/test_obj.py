@@ -114,6 +114,13 @@ def test_spaces_comments_and_lines_that_go_on_are_understood(tmp_path: Path) -> 
     assert mesh.faces.tolist() == [[0, 1, 2]] and mesh.face_uvs_idx.tolist() == [[-1, -1, -1]]
 
 
+def test_corners_may_end_in_slashes(tmp_path: Path) -> None:
+    mixed = obj.import_mesh(written(tmp_path, TETRAHEDRON + "f 1/ 2/ 4/\nf 1// 2// 4//\n"), True, True)
+    assert mixed is not None and mixed.faces[-2:].tolist() == [[0, 1, 3]] * 2 and (mixed.face_uvs_idx == -1).all()
+    alike = obj.import_mesh(written(tmp_path, "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1/ 2/ 3/\n"), True)
+    assert alike is not None and alike.faces.tolist() == [[0, 1, 2]] and (alike.face_uvs_idx == -1).all()
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "v 0 0 0\n", "v 1 2 3\nl 1 1\np 1\n"])
 def test_a_file_without_faces_is_a_mesh_without_faces(text: str, tmp_path: Path) -> None:
     mesh = obj.import_mesh(written(tmp_path, text), True, True, triangulate=True)

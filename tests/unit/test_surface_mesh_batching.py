@@ -280,7 +280,7 @@ def test_flattened_meshes_take_the_values_of_corners_where_indices_are_missing()
     assert not first.has_attribute("face_uvs")
     flat = SurfaceMesh.flatten([first, second])
     assert not flat.has_attribute("uvs") and torch.equal(flat.face_uvs, expected)
-    second.face_uvs = None
+    first.uvs, first.face_uvs_idx = torch.zeros(0, 2), torch.full((4, 3), -1)
     assert SurfaceMesh.flatten([first, second]).face_uvs is None
 
 
