@@ -1,19 +1,13 @@
-"""Texture lookup against texels picked by arithmetic; PSNR, SSIM and Chamfer distance against other libraries and known surfaces."""
+"""Texture lookup against texels picked by arithmetic."""
 
 import math
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.trainers.render import chamfer_distance, psnr, sample_surface, ssim, texture_mapping
-
-sys.path.insert(0, str(Path(__file__).parent))
-from naive_render import sphere
+from scenemill.trainers.render import texture_mapping
 
 SQUARE = torch.tensor([[[[0.0, 1.0], [2.0, 3.0]]]])
 CORNERS = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.5, 0.5]]])
@@ -103,56 +97,3 @@ def test_wrong_lookups_say_what_is_wrong() -> None:
     for places, texture in ((CORNERS[0], SQUARE), (CORNERS, SQUARE[0]), (CORNERS.expand(2, -1, -1), SQUARE)):
         with pytest.raises(ConfigError, match="expected"):
             texture_mapping(places, texture)
-
-
-@pytest.mark.parametrize("size", [(11, 11), (24, 40)])
-def test_image_measures_are_those_of_scikit_image(size: tuple[int, int]) -> None:
-    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-
-    image = random(*size, 3)
-    target = (image + 0.2 * random(*size, 3, seed=1)).clamp(0, 1)
-    pair = (image.numpy(), target.numpy())
-    assert math.isclose(float(psnr(image, target)), peak_signal_noise_ratio(*pair, data_range=1.0), rel_tol=1e-9)
-    settings = {"channel_axis": 2, "data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    assert math.isclose(float(ssim(image, target)), structural_similarity(*pair, **settings), rel_tol=1e-9)
-
-
-def test_equal_images_are_as_near_as_can_be() -> None:
-    image = random(12, 13, 3)
-    assert float(psnr(image, image)) == math.inf
-    assert math.isclose(float(ssim(image, image)), 1.0)
-    with pytest.raises(ConfigError, match="at least 11"):
-        ssim(image[:10], image[:10])
-    with pytest.raises(ConfigError, match=r"\(H, W, 3\)"):
-        psnr(image, image[..., :2])
-
-
-def test_points_are_drawn_evenly_by_area() -> None:
-    """Two triangles, one three times as large: shares of points, means, and the spread of a triangle's points."""
-    vertices = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [5.0, 0.0, 0.0], [8.0, 0.0, 0.0], [5.0, 1.0, 0.0]])
-    points = sample_surface(vertices, torch.tensor([[0, 1, 2], [3, 4, 5], [0, 0, 1]]), 40_000, torch.Generator().manual_seed(0))
-    first = points[:, 0] < 2
-    assert points.shape == (40_000, 3) and not points[:, 2].any()
-    assert abs(float(first.float().mean()) - 0.25) < 0.01
-    local = torch.where(first[:, None], points, (points - vertices[3]) / torch.tensor([3.0, 1.0, 1.0]))[:, :2]
-    assert (local >= -1e-6).all() and (local.sum(1) <= 1 + 1e-5).all()
-    for share in (first, ~first):
-        np.testing.assert_allclose(local[share].mean(0), 1 / 3, atol=0.01)
-        np.testing.assert_allclose(torch.cov(local[share].T), [[1 / 18, -1 / 36], [-1 / 36, 1 / 18]], atol=0.003)
-
-
-def test_the_distance_of_two_spheres_is_that_of_their_radii() -> None:
-    vertices, faces = sphere(40, 60)
-    same = chamfer_distance(vertices, faces, vertices, faces, 4000)
-    apart = chamfer_distance(vertices, faces, 1.2 * vertices, faces, 4000)
-    assert same < 0.04
-    assert abs(apart - 0.2) < 0.01
-    assert chamfer_distance(vertices, faces, 1.2 * vertices, faces, 4000) == apart
-    assert math.isclose(chamfer_distance(vertices, faces, vertices + 100, faces, 500), 100 * math.sqrt(3), rel_tol=0.02)
-
-
-def test_a_mesh_without_area_has_no_points() -> None:
-    vertices, faces = sphere()
-    for wrong, some in ((vertices, faces[:0]), (0 * vertices, faces), (vertices * math.nan, faces)):
-        with pytest.raises(ConfigError, match="no area"):
-            chamfer_distance(vertices, faces, wrong, some)
