@@ -70,8 +70,9 @@ export class Pane {
 
   /** Take up a change of the state. */
   update(names) {
+    this.element.classList.toggle("inactive", this.number !== model.active);
     this.element.classList.toggle("active", this.number === model.active && model.panes.length > 1);
-    if (["panes", "index", "sample", "whole", "active"].some((name) => names.has(name))) this.makeHead();
+    if (["panes", "index", "sample", "whole"].some((name) => names.has(name))) this.makeHead();
     this.remake();
     this.load();
     this.draw();
@@ -363,13 +364,15 @@ export class Pane {
     return choice("cut", [{ group: "", options: Object.entries(names) }], this.spec.axis, (axis) => state.changePane(this.number, { axis }));
   }
 
-  /** What to lay over it, where that is chosen or may be soon. */
+  /** What to lay over it; seen in the active pane, and where something is. */
   makeOver() {
-    if (!this.spec.over && this.number !== model.active) return null;
     const groups = showable().map(({ group, options }) => ({ group, options: options.filter(([value]) => isInSpace(value) && value !== addressOf(this.spec)) }));
     const alone = { group: "", options: [["", "alone"]] };
     const all = [alone, ...groups.filter(({ options }) => options.length).map(({ group, options }) => ({ group, options: options.map(([value, text]) => [value, `and ${text}`]) }))];
-    return all.length > 1 ? choice("laid over", all, this.spec.over, (over) => state.changePane(this.number, { over })) : null;
+    if (all.length < 2) return null;
+    const made = choice("laid over", all, this.spec.over, (over) => state.changePane(this.number, { over }));
+    made.classList.toggle("unused", !this.spec.over);
+    return made;
   }
 
   pin() {
