@@ -122,7 +122,7 @@ def test_quads_have_no_normals_without_further_knowledge(caplog: pytest.LogCaptu
         _ = mesh.face_normals
 
 
-@pytest.mark.parametrize(("slant", "sign"), [(0.0, 1), (-2.0, 1), (-0.5, -1)])
+@pytest.mark.parametrize(("slant", "sign"), [(0.0, 1), (-0.2, 1), (-0.5, -1)])
 def test_tangents_point_where_u_grows(slant: float, sign: int) -> None:
     """On a sphere with v along latitude and u along longitude, slanted or not, the tangents are the eastward directions."""
     rings, segments = 12, 24
