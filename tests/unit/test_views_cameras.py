@@ -52,7 +52,8 @@ def read(found: object) -> ViewMetadata:
 def turned(seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """A rotation."""
     q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
-    return q * np.sign(np.linalg.det(q))
+    rotation: np.ndarray[Any, np.dtype[np.float64]] = q * np.sign(np.linalg.det(q))
+    return rotation
 
 
 def test_metadata_say_camera_size_range_and_assets() -> None:
@@ -118,7 +119,8 @@ def test_the_horizontal_angle_spans_the_width_and_pixels_are_square(fov: float, 
     scale_x, scale_y, sign = projection_of(fov, (height, width)).ravel()
     assert math.tan(fov / 2) * scale_x == pytest.approx(1.0)  # a point at half the angle lies on the right edge
     assert scale_x * width == pytest.approx(scale_y * height)
-    assert (sign, field_of_view_of(projection_of(fov, (height, width)))) == (-1.0, pytest.approx(fov))
+    assert sign == -1
+    assert field_of_view_of(projection_of(fov, (height, width))) == pytest.approx(fov)
 
 
 def test_the_legacy_projection_takes_the_angle_for_the_vertical_one() -> None:
@@ -150,8 +152,8 @@ def test_pose_and_pinhole_see_a_point_at_the_pixel_where_the_projection_does(
 @settings(max_examples=40, deadline=None)
 def test_a_camera_that_looks_at_a_point_is_that_of_the_renderer(seed: int) -> None:
     position, target = np.random.default_rng(seed).normal(size=(2, 3))
-    rows = [torch.from_numpy(part)[None] for part in (position, target)]
-    expected = generate_transformation_matrix(*rows, torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64))[0]
+    eye, aim, up = (torch.from_numpy(part)[None] for part in (position, target, np.array([0.0, 1.0, 0.0])))
+    expected = generate_transformation_matrix(eye, aim, up)[0]
     np.testing.assert_allclose(looking_at(position, target), expected.numpy(), atol=1e-9)
 
 
@@ -185,7 +187,7 @@ def test_cameras_leave_no_gap_and_another_seed_moves_all_of_them() -> None:
 def test_a_camera_set_is_world_from_camera_for_columns() -> None:
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = turned(4), (1.0, 2.0, 3.0)
-    frames = [{"file_path": "./train/r_0", "transform_matrix": pose.tolist()}]
+    frames: list[dict[str, Any]] = [{"file_path": "./train/r_0", "transform_matrix": pose.tolist()}]
     frames.append({**frames[0], "camera_angle_x": 0.5})
     found = read_camera_set({"camera_angle_x": 0.7, "frames": frames}, "transforms.json")
     assert [(camera.image, camera.fov_x) for camera in found] == [("./train/r_0", 0.7), ("./train/r_0", 0.5)]

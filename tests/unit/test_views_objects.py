@@ -100,7 +100,11 @@ def test_the_clock_shows_ten_past_ten_on_a_light_dial() -> None:
 
 def test_parts_keep_their_shape_and_their_own_texels() -> None:
     outline = np.array([[0.0, -0.1], [0.2, -0.1], [0.2, 0.1], [0.0, 0.1]])
-    parts = [revolve(outline, lambda points, shade=shade: np.full(points.shape, shade), 8) for shade in (0.0, 1.0, 0.4)]
+
+    def painted(shade: float) -> TexturedObject:
+        return revolve(outline, lambda points: np.full(points.shape, shade), 8)
+
+    parts = [painted(shade) for shade in (0.0, 1.0, 0.4)]
     whole = join_parts([part if place == 0 else moved(part, np.eye(3), (place, 0, 0)) for place, part in enumerate(parts)])
     assert volume(whole) == pytest.approx(3 * volume(parts[0]))
     texels = whole.texture[..., 0]

@@ -54,7 +54,7 @@ def read_first(root: Path) -> tuple[Sample, list[Finding]]:
 def found_in(root: Path) -> dict[str, list[tuple[str, str, str]]]:
     """Key -> (check, severity, observed) of what listing finds, but for the note that there is no list."""
     _, findings = list_samples("views", root)
-    told = {key: [(one.check, one.severity, one.observed) for one in some] for key, some in findings.items()}
+    told = {key: [(one.check, str(one.severity), one.observed) for one in some] for key, some in findings.items()}
     told.pop("", None)
     return told
 
