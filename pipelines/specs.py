@@ -44,6 +44,15 @@ def load_spec(path: Path | str | None, overrides: Sequence[str] = ()) -> Experim
     """
     if path is None:
         return read_spec("", overrides)
+    return read_spec(read_text(path), overrides, str(path))
+
+
+def read_text(path: Path | str) -> str:
+    """The text of a settings file.
+
+    Raises:
+        ConfigError: no such file, no text, or too much of it.
+    """
     try:
         with Path(path).open("rb") as file:
             data = file.read(LIMIT_BYTE + 1)
@@ -54,7 +63,7 @@ def load_spec(path: Path | str | None, overrides: Sequence[str] = ()) -> Experim
         raise ConfigError(f"{path}: not text in UTF-8 (byte {error.start}); give a YAML or JSON file") from error
     if len(data) > LIMIT_BYTE:
         raise ConfigError(f"{path}: larger than {LIMIT_BYTE >> 10} KiB, which no spec is")
-    return read_spec(text, overrides, str(path))
+    return text
 
 
 def read_spec(text: str, overrides: Sequence[str] = (), name: str = "spec") -> ExperimentConfig:
