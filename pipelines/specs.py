@@ -75,13 +75,35 @@ def read_spec(text: str, overrides: Sequence[str] = (), name: str = "spec") -> E
     >>> read_spec("train: {optim: {lr: 1e-3}}", ["train.num_epochs=3"]).train.optim.lr
     0.001
     """
+    return override_settings(ExperimentConfig, read_tree(text, name), overrides, name)
+
+
+def read_tree(text: str, name: str) -> dict[str, Any]:
+    """The mapping that a spec's text holds, whatever its settings are; see ``read_spec``.
+
+    Raises:
+        ConfigError: no YAML and no JSON, or no mapping.
+    """
     try:
         tree = _parse(text, name.endswith(".json"))
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{name}: holds {shorten(tree)}; a spec is a mapping of settings, such as train: {{num_epochs: 10}}")
-    return override_settings(ExperimentConfig, tree or {}, overrides, name)
+    return tree or {}
+
+
+def override_tree(tree: dict[str, Any], overrides: Sequence[str], name: str) -> None:
+    """Change a mapping by ``key.sub=value``.
+
+    Raises:
+        ConfigError: something is wrong with an override.
+    """
+    for override in overrides:
+        try:
+            _override(tree, override)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
 
 
 def override_settings(kind: type[Group], given: dict[str, Any], overrides: Sequence[str], name: str) -> Group:
@@ -137,11 +159,12 @@ def json_schema(action: str) -> dict[str, Any]:
         ConfigError: no such action.
     """
     first, rest = _ordered(action)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"scenemill {action}",
-        **_group_schema((*first, *rest)),
-    }
+    return settings_schema(f"scenemill {action}", (*first, *rest))
+
+
+def settings_schema(title: str, chosen: Sequence[Setting]) -> dict[str, Any]:
+    """JSON Schema of settings of any class; see ``json_schema``."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **_group_schema(chosen)}
 
 
 def list_specs() -> tuple[str, ...]:
