@@ -43,8 +43,8 @@ def mock_checkpoints(
     iterations: Annotated[int, typer.Option(min=1, help="Of the mock training; every tenth is written.")] = 101,
 ) -> None:
     """Write mock 3D checkpoints in seconds: meshes, points and voxels on their way to the truth, to see with "scenemill view"."""
-    from scenemill.pipelines.mock_log import write_mock_log
     from scenemill.pipelines.progress import log_lines
+    from scenemill.trainers.mock_log import write_mock_log
 
     objs = [Path(name.strip()) for name in test_objs.split(",") if name.strip()]
     categories = write_mock_log(logdir, objs, iterations, log_lines)

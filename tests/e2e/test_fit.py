@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scenemill.pipelines.fitting import CATEGORY, MESHES, FitJob, choose_views, load_template, place, run_fit
+from scenemill.pipelines.fitting import FitJob, choose_views, run_fit
 from scenemill.pipelines.folder import no_progress
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.query import query
@@ -18,8 +18,9 @@ from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fit import PRESETS, FitConfig
 from scenemill.trainers.mesh_files import import_mesh
 from scenemill.trainers.render.fit import CHECKPOINT, STATUS, Epoch
-from scenemill.trainers.render.placing import SHARE
-from scenemill.trainers.render.templates import icosphere
+from scenemill.trainers.render.placing import SHARE, place
+from scenemill.trainers.render.results import CATEGORY, MESHES
+from scenemill.trainers.render.templates import icosphere, load_template
 from scenemill.trainers.timelapse import TimelapseParser
 from scenemill.trainers.usd.records import MeshData
 from scenemill.trainers.view_worlds import Shots, ShownMesh, write_views
@@ -129,7 +130,7 @@ def test_a_stopped_fit_goes_on_to_the_same_curve(store: Path, tmp_path: Path) ->
     whole = run_fit(job(store, tmp_path / "whole", settings), silent)
 
     def stop(epoch: Epoch) -> None:
-        if epoch.epoch == 0:
+        if epoch.epoch == 1:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):

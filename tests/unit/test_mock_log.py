@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scenemill.pipelines.mock_log import LABELS, write_mock_log
 from scenemill.schemas.errors import ConfigError
+from scenemill.trainers.mock_log import LABELS, write_mock_log
 from scenemill.trainers.timelapse import TimelapseParser
 from scenemill.trainers.usd.records import MeshData, PointData, VoxelData
 

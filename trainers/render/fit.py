@@ -140,8 +140,8 @@ def fit(
         found = measure(config, mesh, held_out) if held_out else []
         iou, quality = (_mean([getattr(one, name) for one in found]) for name in ("mask_iou", "psnr_db"))
         epochs.append(Epoch(len(epochs), config.epochs, losses, iou, quality, time.monotonic() - began))
+        on_epoch(epochs[-1])  # first: what it leaves is left again after a kill, and never missing
         _save(folder, identity, mesh, optimizer, schedule, epochs)
-        on_epoch(epochs[-1])
     return epochs
 
 

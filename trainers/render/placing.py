@@ -3,10 +3,14 @@
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.fit import FitConfig
 from scenemill.trainers.render.object_views import ObjectViews
+from scenemill.trainers.render.templates import Template
+from scenemill.trainers.render.textured_mesh import TexturedMesh
 
 SHARE: Final = 0.75
 """Of the object's radius, of a template: it grows outwards. Source: the DIB-R tutorial."""
@@ -63,3 +67,34 @@ def _radius(views: ObjectViews, place: int, centre: NDArray[np.float64]) -> floa
     half_wide = (columns.max() + 1 - columns.min()) / width / across
     half_high = (rows.max() + 1 - rows.min()) / height / up
     return float(max(half_wide, half_high)) * distance
+
+
+def place(
+    template: Template, config: FitConfig, views: ObjectViews, held_out: ObjectViews
+) -> tuple[TexturedMesh, ObjectViews, ObjectViews]:
+    """The template where the object is, and the views in the unit in which it has the radius that the settings are meant for.
+
+    Raises:
+        ConfigError: a template of no size, or views that do not say where the object is.
+    """
+    vertices = torch.from_numpy(template.vertices)
+    low, high = vertices.amin(dim=0), vertices.amax(dim=0)
+    radius = float((high - low).max()) / 2
+    if not np.isfinite(radius) or radius <= 0:
+        raise ConfigError(f"the template has the radius {radius}; give a mesh with finite vertices that are not all at one place")
+    centre = np.zeros(3)
+    if config.scale is None:
+        centre = look_at_point(np.stack([views.store.read(key, ["camera_transform"])["camera_transform"] for key in views.keys]))
+        wanted = SHARE * seen_radius(views, centre)
+        vertices = vertices - (low + high) / 2
+    else:
+        wanted = config.scale * radius
+    unit = config.radius / wanted
+    corners = np.stack([template.uvs[..., 0], 1 - template.uvs[..., 1]], axis=-1)[
+        template.face_uvs_idx
+    ]  # v up, as the renderer wants it
+    mesh = TexturedMesh(
+        vertices * (config.radius / radius), torch.from_numpy(template.faces), torch.from_numpy(corners), config.texture_size
+    )
+    mesh.shift.data += torch.from_numpy(centre * unit).float()
+    return mesh, ObjectViews(views.store, views.keys, unit), ObjectViews(held_out.store, held_out.keys, unit)

@@ -1,10 +1,16 @@
 """Meshes that a fit can begin from: a sphere of even triangles, and a place in the texture for meshes that have none."""
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scenemill.schemas.errors import ConfigError
+from scenemill.trainers.mesh_files import import_mesh
+
+SPHERE: Final = "sphere"
+"""Name of the template that is always there."""
 
 _RING = 5  # vertices of an icosahedron in each of its two rings
 _WIDE, _HIGH = 5.5, 3.0  # of its net, in edges and in rows
@@ -24,6 +30,24 @@ class Template(NamedTuple):
     faces: NDArray[np.int64]
     uvs: NDArray[np.float32]
     face_uvs_idx: NDArray[np.int64]
+
+
+def load_template(name: str) -> Template:
+    """A template: ``SPHERE``, or a mesh file; one without texture coordinates gets a place in the texture for each face.
+
+    Raises:
+        ConfigError: no such file, or no triangles in it.
+    """
+    if name == SPHERE:
+        return icosphere()
+    mesh = import_mesh(name, triangulate=True)
+    if mesh is None or mesh.vertices is None or mesh.faces is None or not len(mesh.faces):
+        raise ConfigError(f"template {name}: no faces; give a mesh of triangles or polygons, or {SPHERE!r}")
+    faces = mesh.faces.numpy().astype(np.int64)
+    uvs, corners = atlas(len(faces))
+    if mesh.uvs is not None and mesh.face_uvs_idx is not None and bool((mesh.face_uvs_idx >= 0).all()):
+        uvs, corners = mesh.uvs.numpy().astype(np.float32), mesh.face_uvs_idx.numpy().astype(np.int64)
+    return Template(mesh.vertices.numpy().astype(np.float32), faces, uvs, corners)
 
 
 def icosphere(level: int = 3) -> Template:

@@ -5,7 +5,7 @@ input           points of their surfaces, coloured, with ids
 output          the meshes on their way from a lump to the truth; points and voxels on their way as well
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scenemill.pipelines.folder import OnProgress, no_progress
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.render.surface_distance import sample_surface
 from scenemill.trainers.timelapse import Timelapse
 from scenemill.trainers.usd.materials import PBRMaterial
-from scenemill.transforms.view_objects import make_object
 
 OBJECTS: Final = ("clock", "vase")
 """The meshes that are made up where none is given."""
@@ -61,7 +59,10 @@ class _Subject:
 
 
 def write_mock_log(
-    folder: Path, objs: Sequence[Path] = (), iterations: int = 101, on_progress: OnProgress = no_progress
+    folder: Path,
+    objs: Sequence[Path] = (),
+    iterations: int = 101,
+    on_progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
 ) -> tuple[str, ...]:
     """Write a log of mock checkpoints, one at every tenth iteration.
 
@@ -154,6 +155,8 @@ def _voxels(points: NDArray[Any], ids: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def _made_up(name: str) -> tuple[NDArray[Any], NDArray[Any], dict[str, Any]]:
+    from scenemill.transforms.view_objects import make_object
+
     made = make_object(name)
     uvs = np.stack([made.uvs[:, 0], 1 - made.uvs[:, 1]], axis=1)  # v down, as files of images have it
     texture = torch.from_numpy(made.texture).float() / 255
