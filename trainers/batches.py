@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.errors import ConfigError, Corrupt
+from scenemill.schemas.fields import VIEWS
 from scenemill.trainers.collate import Batch, Packed, collate, expand_batch, occupancy_below, pack
 from scenemill.trainers.examples import Example, ExampleReader, Skipped
 from scenemill.trainers.order import Order, Visit
@@ -204,6 +205,9 @@ def _opened(store: "Store | str | Path") -> "Store":
 def _check_alike(stores: "Sequence[Store]") -> None:
     if not stores:
         raise ConfigError("no stores; give at least one")
+    for store in stores:
+        if store.layout.source == VIEWS:
+            raise ConfigError(f"store {store.root} holds views of objects, not of rooms: scenemill fit, or its read(), takes them")
     if len({(store.layout.grid, store.layout.image) for store in stores}) > 1:
         told = "; ".join(f"{store.root}: grid {store.layout.grid}, image {store.layout.image}" for store in stores)
         raise ConfigError(f"stores of one dataset have one grid and one image size; these have {told}")

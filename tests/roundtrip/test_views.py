@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from scenemill import open_store
+from scenemill import SceneDataset, open_store
 from scenemill.pipelines.cli import app
 from scenemill.pipelines.forecast import forecast
 from scenemill.pipelines.ingest import Outcome, ingest
@@ -146,6 +146,11 @@ def test_a_manifest_says_that_there_are_no_voxels(stored: Path) -> None:
     manifest = open_store(stored).manifest
     assert (manifest["voxel_m"], manifest["labels"], manifest["layout"]["grid"]) == (None, [], 0)
     assert open_store(stored).frustum is None
+
+
+def test_a_dataset_of_rooms_takes_no_views(stored: Path) -> None:
+    with pytest.raises(ConfigError, match="holds views of objects, not of rooms"):
+        SceneDataset(stored, "train")
 
 
 def test_held_out_views_come_by_lists_and_new_views_append(copied: Path, tmp_path: Path) -> None:
