@@ -8,7 +8,7 @@ import * as state from "./model.js";
 import { fitCameras, Pane } from "./panes.js";
 import { savePicture } from "./picture.js";
 import { Side } from "./side.js";
-import { onRestored, pace } from "./stage.js";
+import { onRestored } from "./stage.js";
 import { Timeline } from "./timeline.js";
 import { Toolbar } from "./toolbar.js";
 
@@ -64,7 +64,6 @@ function placePanes() {
 function makePane(number) {
   const pane = new Pane(number);
   pane.onMoved = (moved, done) => {
-    pace.note(done);
     for (const other of panes) {
       other.moving = !done;
       if (other.camera === pane.camera || other.number === moved) other.draw();

@@ -255,9 +255,10 @@ export class Pane {
 
   draw() {
     if (this.drawing) return;
-    this.drawing = requestAnimationFrame(() => {
+    this.drawing = requestAnimationFrame((began) => {
       this.drawing = 0;
       this.drawNow();
+      if (this.moving) requestAnimationFrame((next) => stage.pace.note(next - began));
     });
   }
 

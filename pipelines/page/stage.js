@@ -36,14 +36,9 @@ export function onRestored(listener) {
 /** What share of points is drawn while a camera moves, so that it moves smoothly here. */
 export const pace = {
   share: 1,
-  last: 0,
-  /** @param {boolean} done whether the camera rests */
-  note(done) {
-    const now = performance.now();
-    const taken = now - this.last;
-    this.last = done ? 0 : now;
-    if (done || taken > 1000) return;
-    if (taken > LARGE_MS) this.share = Math.max(FEWEST, this.share / 1.6);
+  /** @param {number} taken milliseconds from one frame to the next while a camera moves */
+  note(taken) {
+    if (taken > LARGE_MS) this.share = Math.max(FEWEST, this.share * Math.max(LARGE_MS / taken, 0.1));
     else if (taken < SMALL_MS) this.share = Math.min(1, this.share * 1.15);
   },
 };
