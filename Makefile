@@ -57,6 +57,7 @@ bench: setup
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/sparse.py
 	$(BIN)/python benchmarks/timelapse.py
+	$(BIN)/python benchmarks/render.py
 
 gpu-check:  # needs a GPU, torch and numpy; nothing else of this project's environment
 	PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py
