@@ -1,14 +1,14 @@
 """Who may ask the viewer: readers alone, by the names it is served under, and with a token where it is served beyond this machine."""
 
-import hmac
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from typing import Final
+from urllib.parse import parse_qs
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from scenemill.pipelines.web_access import headers_of, is_addressed, is_token, refuse, with_headers
 
 _READING: Final = ("GET", "HEAD")
 _LONGEST_QUERY: Final = 1 << 14  # bytes; the page asks for less
@@ -54,31 +54,20 @@ class Guard:
         """Answer a request, or refuse it."""
         if scope["type"] != "http":
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = headers_of(scope)
         given = parse_qs(scope["query_string"][:_LONGEST_QUERY].decode("latin-1")).get("token", [""])[0]
         if scope["method"] not in _READING:
             await _answer(send, 405, "only GET and HEAD are answered", {"allow": "GET, HEAD"})
         elif len(scope["query_string"]) > _LONGEST_QUERY:
             await _answer(send, 414, f"a question of {len(scope['query_string'])} bytes; at most {_LONGEST_QUERY} are read")
-        elif not self._is_addressed(headers.get("host", "")):
+        elif not is_addressed(headers.get("host", ""), self._access.names):
             await _answer(send, 403, "addressed to a host that the viewer is not served under")
-        elif given and self._is_token(given):
+        elif given and is_token(given, self._access.token):
             await _answer(send, 303, "welcome", {"location": "/", "set-cookie": self._set_cookie(given)})
-        elif self._access.token and not self._is_token(_cookie(headers, self._access.cookie)):
+        elif self._access.token and not is_token(_cookie(headers, self._access.cookie), self._access.token):
             await _answer(send, 403, "the token is missing or wrong: open the address that the viewer printed when it began")
         else:
-            await self._app(scope, receive, _with_headers(send))
-
-    def _is_addressed(self, host: str) -> bool:
-        if self._access.names is None:
-            return True
-        try:
-            return (urlsplit(f"//{host}").hostname or "") in self._access.names
-        except ValueError:
-            return False
-
-    def _is_token(self, given: str) -> bool:
-        return bool(self._access.token) and hmac.compare_digest(given.encode(), self._access.token.encode())
+            await self._app(scope, receive, with_headers(send, _HEADERS))
 
     def _set_cookie(self, token: str) -> str:
         return f"{self._access.cookie}={token}; Path=/; HttpOnly; SameSite=Strict"
@@ -92,24 +81,5 @@ def _cookie(headers: Mapping[str, str], name: str) -> str:
     return held[name].value if name in held else ""
 
 
-def _with_headers(send: Send) -> Send:
-    async def send_more(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], *_encoded(_HEADERS)]}
-        await send(message)
-
-    return send_more
-
-
 async def _answer(send: Send, status: int, what: str, headers: Mapping[str, str] | None = None) -> None:
-    error: dict[str, Any] = {
-        "error": {"kind": "Refused", "what": what, "where": "", "now": "Open the page as the viewer printed it."}
-    }
-    body = json.dumps(error).encode()
-    told = {"content-type": "application/json", "content-length": str(len(body)), **_HEADERS, **(headers or {})}
-    await send({"type": "http.response.start", "status": status, "headers": _encoded(told)})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await refuse(send, status, what, "Open the page as the viewer printed it.", {**_HEADERS, **(headers or {})})
