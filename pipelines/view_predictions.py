@@ -217,6 +217,8 @@ class PredictionsRoot:
 
 def find_predictions(path: Path) -> Iterator[tuple[str, int]]:
     """The folders in a folder that are predictions, and when their tables changed last, in nanoseconds; none that a link leads out to."""
+    if not path.is_dir():
+        return
     inside = path.resolve()
     with os.scandir(path) as entries:
         for entry in entries:

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ from scenemill.pipelines.view_log import LogRoot
 from scenemill.pipelines.view_predictions import PredictionsRoot, find_predictions
 from scenemill.pipelines.view_store import StoreRoot
 from scenemill.pipelines.view_tables import TablesRoot
-from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.errors import ConfigError, SceneMillError
 from scenemill.trainers.timelapse_parser import TimelapseParser
 from scenemill.transforms.layout import ROOT, hash_of
 
@@ -34,14 +35,12 @@ class Roots:
     """
 
     def __init__(self, paths: Sequence[Path], poll_s: float = 1.0) -> None:
-        found = [one for path in paths for one in recognise(path)]
-        self._roots: dict[str, Root] = {root.name: root for root in open_roots(found)}
-        for root in self:
-            if isinstance(root, PredictionsRoot):
-                root.stores = tuple(other for other in self if isinstance(other, StoreRoot))
-        self._poll_s = poll_s
+        self._paths, self._poll_s = tuple(paths), poll_s
+        self._found: list[tuple[str, Path]] = []
+        self._roots: dict[str, Root] = {}
         self._lock = threading.Lock()
         self._looked, self._revision = float("-inf"), ""
+        self._recognise()
 
     def __iter__(self) -> Iterator[Root]:
         return iter(self._roots.values())
@@ -50,9 +49,23 @@ class Roots:
         """Another one whenever anything shown has changed; the folders are looked at once in ``poll_s``, however often this is asked."""
         with self._lock:
             if time.monotonic() - self._looked >= self._poll_s:
+                with suppress(SceneMillError):  # what is only half there yet, or gone for a moment, is opened at a later look
+                    self._recognise()
                 self._revision = hash_of([[root.name, root.look()] for root in self])
                 self._looked = time.monotonic()
             return self._revision
+
+    def _recognise(self) -> None:
+        """Open what the folders hold by now; what was there before stays as it is."""
+        found = [one for path in self._paths for one in recognise(path)]
+        if found == self._found:
+            return
+        held = {(root.kind, root.path): root for root in self}
+        roots = {root.name: root for root in open_roots(found, held)}
+        for root in roots.values():
+            if isinstance(root, PredictionsRoot):
+                root.stores = tuple(other for other in roots.values() if isinstance(other, StoreRoot))
+        self._found, self._roots = found, roots
 
     def index(self) -> dict[str, Any]:
         """What there is, as JSON takes it."""
@@ -143,16 +156,25 @@ def _kind_of(path: Path) -> str:
     return "predictions" if next(find_predictions(path), None) else ""
 
 
-def open_roots(found: Iterable[tuple[str, Path]]) -> Iterator[Root]:
-    """Roots of these kinds and places, each under a name of its own: that of its folder, with a number where another has it."""
+def open_roots(found: Iterable[tuple[str, Path]], held: Mapping[tuple[str, Path], Root]) -> Iterator[Root]:
+    """Roots of these kinds and places, each under a name of its own: that of its folder, with a number where another has it.
+
+    Args:
+        found: kinds and places.
+        held: roots that are open already; each is taken once.
+    """
     classes: dict[str, Callable[[str, Path], Root]] = {
         "store": StoreRoot,
         "predictions": PredictionsRoot,
         "tables": TablesRoot,
         "log": LogRoot,
     }
-    taken: set[str] = set()
+    left = dict(held)
+    taken = {root.name for root in held.values()}
     for kind, path in found:
+        if root := left.pop((kind, path), None):
+            yield root
+            continue
         stem = path.resolve().name or kind
         name = next(one for one in _numbered(stem) if one not in taken)
         taken.add(name)

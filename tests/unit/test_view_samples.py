@@ -25,6 +25,7 @@ from scenemill.pipelines.view_store import StoreRoot
 from scenemill.pipelines.view_tables import TablesRoot
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, NotPublished, SourceError
+from scenemill.transforms.layout import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,33 @@ def test_a_folder_that_is_nothing_yet_is_an_empty_log(world: Path) -> None:
     assert recognise(world / "nothing") == [("log", world / "nothing")]
     with pytest.raises(ConfigError, match="no such folder"):
         recognise(world / "none")
+
+
+def test_what_comes_into_a_folder_later_is_shown_and_what_was_there_keeps_its_name(world: Path, tmp_path: Path) -> None:
+    roots = Roots([tmp_path], 0)
+    assert [root.kind for root in roots] == ["log"] and roots.revision() == roots.revision()
+    empty = roots.revision()
+    shutil.copytree(world / "told", tmp_path / "b" / "told")
+    assert roots.revision() != empty and [(root.name, root.kind) for root in roots] == [("told", "predictions")]
+    first = roots.named("told")
+    shutil.copytree(world / "told", tmp_path / "a" / "told")
+    shutil.copytree(world / "store", tmp_path / "store")
+    roots.revision()
+    assert [(root.name, root.kind) for root in roots] == [("told_2", "predictions"), ("told", "predictions"), ("store", "store")]
+    assert roots.named("told") is first and first.stores == (roots.named("store"),)  # type: ignore[union-attr]
+
+
+def test_a_store_that_is_half_there_is_opened_when_it_is_whole(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "store", tmp_path / "store")
+    document = (tmp_path / "store" / ROOT).read_bytes()
+    (tmp_path / "store" / ROOT).unlink()
+    roots = Roots([tmp_path], 0)
+    (tmp_path / "store" / ROOT).write_bytes(document[:100])
+    roots.revision()
+    assert [root.kind for root in roots] == ["log"]
+    (tmp_path / "store" / ROOT).write_bytes(document)
+    roots.revision()
+    assert [root.kind for root in roots] == ["store"]
 
 
 def test_roots_of_one_name_are_told_apart(world: Path) -> None:
@@ -177,6 +205,18 @@ def test_broken_predictions_are_told_and_hide_no_others(world: Path, store: Stor
     with pytest.raises(SourceError, match="PNG"):
         root.plane(store.keys[3], "view", "", 0)
     assert root.sample(store.keys[4])["shows"]
+
+
+def test_folders_that_are_gone_are_empty_and_the_others_stay(world: Path, tmp_path: Path) -> None:
+    for name in ("store", "told", "tables"):
+        shutil.copytree(world / name, tmp_path / name)
+    roots = Roots([tmp_path / name for name in ("store", "told", "tables")], 0)
+    before = roots.revision()
+    shutil.rmtree(tmp_path / "told")
+    shutil.rmtree(tmp_path / "tables")
+    assert roots.revision() != before
+    store, told, tables = roots.index()["roots"]
+    assert (store["samples"], told["samples"]) == (6, 0) and "no metric tables here" in tables["error"]
 
 
 def test_a_prediction_that_changed_is_read_again(world: Path, store: Store, tmp_path: Path) -> None:
