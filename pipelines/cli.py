@@ -14,6 +14,8 @@ import typer
 import scenemill
 from scenemill.pipelines.cli_experiments import register
 from scenemill.pipelines.cli_fit import fit
+from scenemill.pipelines.cli_jobs import register as register_jobs
+from scenemill.pipelines.cli_schedule import register as register_schedule
 from scenemill.pipelines.cli_synth import register as register_synth
 from scenemill.pipelines.cli_view import mock_checkpoints, view
 from scenemill.schemas.config import IngestConfig, parse_max_rejected
@@ -68,7 +70,10 @@ def main() -> None:
     except SceneMillError as error:
         _fail(error, 1)
     except ModuleNotFoundError as error:
-        _fail(ConfigError(f"{error.name} is not installed; this verb needs: pip install 'scenemill[ingest,tables,train,view]'"), 2)
+        _fail(
+            ConfigError(f"{error.name} is not installed; this verb needs: pip install 'scenemill[ingest,tables,train,view,jobs]'"),
+            2,
+        )
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the command line library
             error.show()  # type: ignore[attr-defined]
@@ -478,6 +483,8 @@ def report(
 
 register(app)
 register_synth(app, _progress, _say)
+register_jobs(app)
+register_schedule(app)
 app.command()(view)
 app.command("mock-checkpoints")(mock_checkpoints)
 app.command()(fit)

@@ -47,6 +47,24 @@ def load_spec(path: Path | str | None, overrides: Sequence[str] = ()) -> Experim
     return read_spec(read_text(path), overrides, str(path))
 
 
+def load_tree(path: Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping of a spec file, or of a spec that comes along by its name, changed by ``key.sub=value``; whatever its settings are.
+
+    Raises:
+        ConfigError: no such file, no mapping in it, or something is wrong with an override.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        shipped = not path.is_file() and str(path) in list_specs()
+        tree = read_tree(spec_text(str(path)) if shipped else read_text(path), str(path))
+    for override in overrides:
+        try:
+            _override(tree, override)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    return tree
+
+
 def read_text(path: Path | str) -> str:
     """The text of a settings file.
 
@@ -91,19 +109,6 @@ def read_tree(text: str, name: str) -> dict[str, Any]:
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{name}: holds {shorten(tree)}; a spec is a mapping of settings, such as train: {{num_epochs: 10}}")
     return tree or {}
-
-
-def override_tree(tree: dict[str, Any], overrides: Sequence[str], name: str) -> None:
-    """Change a mapping by ``key.sub=value``.
-
-    Raises:
-        ConfigError: something is wrong with an override.
-    """
-    for override in overrides:
-        try:
-            _override(tree, override)
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from error
 
 
 def override_settings(kind: type[Group], given: dict[str, Any], overrides: Sequence[str], name: str) -> Group:

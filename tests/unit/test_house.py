@@ -39,8 +39,12 @@ HOMES = {
     "tensorrt": ("trainers/nvpanoptix3d/export.py",),
     "pyrage": ("trainers/checkpoint.py",),
     "wandb": ("trainers/status.py",),
-    "starlette": ("pipelines/view_server.py", "pipelines/view_guard.py"),
-    "uvicorn": ("pipelines/view.py",),
+    "starlette": ("pipelines/view_server.py", "pipelines/view_guard.py", "pipelines/web_access.py", "pipelines/jobs_"),
+    "uvicorn": ("pipelines/view.py", "pipelines/jobs_server.py"),
+    "fastapi": ("pipelines/jobs_service.py",),
+    "httpx": ("pipelines/jobs_client.py",),
+    "prometheus_client": ("pipelines/jobs_metrics.py",),
+    "psutil": ("pipelines/jobs_process.py", "pipelines/jobs_run.py"),
 }
 
 

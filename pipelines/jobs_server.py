@@ -1,0 +1,195 @@
+"""The job service: its folder, its token, its worker, and its HTTP server, which is local unless told otherwise."""
+
+import asyncio
+import fcntl
+import socket
+import threading
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from scenemill.pipelines.jobs_desk import JobDesk
+from scenemill.pipelines.jobs_guard import JobAccess, JobGuard
+from scenemill.pipelines.jobs_metrics import JobMetrics
+from scenemill.pipelines.jobs_roots import JobRoots
+from scenemill.pipelines.jobs_service import make_app
+from scenemill.pipelines.jobs_store import JobStore
+from scenemill.pipelines.jobs_token import make_token
+from scenemill.pipelines.jobs_worker import JobWorker
+from scenemill.schemas.errors import ConfigError, Conflict
+
+PORT: Final = 8090
+
+_HERE: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+_ANY: Final = ("0.0.0.0", "::", "")
+_CONNECTIONS: Final = 128
+_HEAD_S: Final = 10.0  # for the head of a request to arrive
+_PATIENCE_S: Final = 2  # for answers under way when the service ends
+
+
+@dataclass(frozen=True)
+class JobServiceConfig:
+    """One service.
+
+    Attributes:
+        roots: folders that jobs may read and write.
+        home: the service's own folder: table of jobs, token, logs, and results that go nowhere else.
+        host: the address to serve at; beyond this machine only if it is named.
+        port: 0 for a free one.
+        slots: how many jobs run at once; 0 to run none and keep the queue.
+        grace_s: from the interrupt of a cancelled job to its end by force.
+        names: further hosts that requests may be addressed to, as behind a proxy.
+
+    Raises:
+        ConfigError: no folder, or a number out of range.
+    """
+
+    roots: tuple[Path, ...]
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = PORT
+    slots: int = 1
+    grace_s: float = 30.0
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.roots:
+            raise ConfigError("serve-jobs: no root; name with --root each folder that jobs may read and write")
+        if not 0 <= self.port < 1 << 16:
+            raise ConfigError(f"serve-jobs: port {self.port}; give one from 0 to 65535, 0 for a free one")
+        if not 0 <= self.slots <= 1024:
+            raise ConfigError(f"serve-jobs: {self.slots} slots; give 0 to 1024")
+        if not 0 <= self.grace_s <= 86400:
+            raise ConfigError(f"serve-jobs: grace {self.grace_s:g} s; give 0 to 86400")
+        if self.host in _ANY and not self.names:
+            raise ConfigError("serve-jobs: at any address, name with --name the hosts that requests are addressed to")
+
+
+class JobService:
+    """A service that is bound to its port; serve it with ``run``, or in the background as a context manager.
+
+    Args:
+        config: what, where, and for whom.
+
+    Raises:
+        ConfigError: a folder or token that cannot be used, or the port is taken.
+        Conflict: another service has the folder.
+    """
+
+    def __init__(self, config: JobServiceConfig) -> None:
+        roots = JobRoots(config.roots, config.home)
+        config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        config.home.chmod(0o700)
+        with ExitStack() as held:
+            held.enter_context(_hold(config.home))
+            address = held.enter_context(_bind(config.host, config.port))
+            store = held.enter_context(closing(JobStore(config.home / "jobs.sqlite")))
+            token = make_token(config.home)
+            self._held = held.pop_all()
+        self._worker = JobWorker(store, roots, config.home.resolve(), config.slots, config.grace_s)
+        metrics = JobMetrics(store, config.slots)
+        app = make_app(JobDesk(store, roots, self._worker.wake), metrics)
+        names = frozenset({config.host, *config.names, *(_HERE if config.host in _HERE else ())}) - set(_ANY)
+        guard = JobGuard(app, JobAccess(names, token, _HEAD_S))
+        shown = f"[{config.host}]" if ":" in config.host else config.host or "0.0.0.0"
+        self.url = f"http://{shown}:{address.getsockname()[1]}"
+        self._server = uvicorn.Server(_settings(metrics.watch(guard)))
+        self._serve = partial(self._server.run, sockets=[address])
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def run(self) -> None:
+        """Serve until stopped. Jobs that run then go on; the next service of the same folder finds them."""
+        self._worker.start()
+        try:
+            self._serve()
+        finally:
+            self._let_go()
+
+    def close(self) -> None:
+        """End a service in the background."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._worker.close()
+        self._held.close()
+
+    def __enter__(self) -> "JobService":
+        self._worker.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class _ImpatientProtocol(H11Protocol):
+    """HTTP of which the head of every request must arrive within a time, else the connection is closed."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._set_deadline()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._set_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._clear_deadline()
+        super().connection_lost(exc)
+
+    def _set_deadline(self) -> None:
+        """From the first byte of a request until there is an answer under way; the first request of a connection begins with it."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._clear_deadline()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(_HEAD_S, self.transport.close)
+
+    def _clear_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def _settings(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        loop="asyncio",
+        http=_ImpatientProtocol,
+        ws="none",
+        proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=_PATIENCE_S,
+    )
+
+
+def _hold(home: Path) -> IO[str]:
+    """Hold a folder for one service. The lock is the operating system's: it goes when the process does."""
+    lock = (home / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise Conflict(f"home {home}: another service has it; end that one, or give another --home") from error
+    return lock
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
+    except OSError as error:
+        raise ConfigError(f"serve-jobs: cannot serve at {host}, port {port} ({error}); --port 0 takes a free one") from error
