@@ -4,14 +4,14 @@ BIN := .venv/bin
 DEMO := build/demo
 LINK := build/link/scenemill
 
-.PHONY: setup demo check test faults overfit bench gpu-check triton clean
+.PHONY: setup demo check test faults overfit bench gpu-check triton airflow clean
 
 setup: .venv/ready
 
 .venv/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "torch>=2.6,<=2.13.0"
-	$(BIN)/pip install --quiet --editable ".[ingest,train,tables,view,dev]"
+	$(BIN)/pip install --quiet --editable ".[ingest,train,tables,view,schedule,dev]"
 	touch .venv/ready
 
 demo: setup
@@ -66,6 +66,12 @@ triton: setup  # a real Triton server, from a wheel, in an environment of its ow
 	$(PYTHON) -m venv build/triton
 	build/triton/bin/pip install --quiet nvidia-pytriton==0.7.0
 	SCENEMILL_TRITON=build/triton $(BIN)/python -m pytest tests/e2e/test_triton.py
+
+airflow: setup  # real DAG runs by Airflow, in an environment of its own
+	$(PYTHON) -m venv build/airflow
+	build/airflow/bin/pip install --quiet apache-airflow==3.3.2
+	build/airflow/bin/pip install --quiet --no-deps --editable .
+	SCENEMILL_AIRFLOW=build/airflow $(BIN)/python -m pytest tests/e2e/test_airflow.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -177,10 +177,11 @@ def default_specs(action: Action) -> None:
 
 
 def schema(action: Action) -> None:
-    """Print the JSON Schema of an action's experiment."""
+    """Print the JSON Schema of an action's experiment; of a schedule's file by the name schedule."""
+    from scenemill.pipelines.schedule_files import schedule_schema
     from scenemill.pipelines.specs import json_schema
 
-    typer.echo(json.dumps(json_schema(action), indent=2))
+    typer.echo(json.dumps(schedule_schema() if action == "schedule" else json_schema(action), indent=2))
 
 
 def demo(

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -69,9 +70,9 @@ def list_schedules(where: Where, state: State = None, as_json: AsJson = False) -
     if as_json:
         print(json.dumps(rows, default=str))
     else:
-        _print_table(
-            ("name", "when", "next due", "last run", "state"), [[_cell(row[name]) for name in list(row)[1:]] for row in rows]
-        )
+        columns = ("name", "when", "next_due", "last_run", "state")
+        headings = ("name", "when", "next due (UTC)", "last run from", "state")
+        _print_table(headings, [[_cell(row[column]) for column in columns] for row in rows])
 
 
 def _row(one: "ScheduleConfig", runs: "RunTable", now: datetime) -> dict[str, Any]:
@@ -96,27 +97,16 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """List the runs: interval, outcome, counts, version of the store, seconds, and why one failed."""
-    from scenemill.pipelines.schedule import open_runs
+    from scenemill.pipelines.schedule import came_to, open_runs
 
     found = open_runs(_state(where, state)).history(name, limit)
     if as_json:
         print(json.dumps([asdict(one) for one in found], default=str))
         return
-    columns = (
-        "schedule",
-        "interval_start",
-        "interval_end",
-        "state",
-        "attempt",
-        "stored",
-        "rejected",
-        "version",
-        "seconds",
-        "reason",
-    )
-    _print_table(
-        [column.replace("_", " ") for column in columns], [[_cell(getattr(one, column)) for column in columns] for one in found]
-    )
+    rows = [
+        [one.schedule, *map(_cell, (one.interval_start, one.interval_end, one.state, one.attempt)), came_to(one)] for one in found
+    ]
+    _print_table(("schedule", "from", "to (UTC)", "state", "tries", "came to"), rows)
 
 
 @schedule.command()
@@ -211,10 +201,10 @@ def _cell(value: object) -> str:
         return f"{value:%Y-%m-%d %H:%M}"
     if value is None:
         return ""
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return str(value)
 
 
-def _print_table(columns: "list[str] | tuple[str, ...]", rows: list[list[str]]) -> None:
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

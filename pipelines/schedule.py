@@ -165,7 +165,7 @@ class Scheduler:
             return "queued"
         state = "failed" if result.reason else "succeeded"
         self.runs.finish(run, result, self._now(), alert=_is_told(schedule, state))
-        self._on_event(f"{_title(run)}: {_told(result)}")
+        self._on_event(f"{_title(run)}: {state}: {result.reason or _figures(result)}")
         self._tell()
         return state
 
@@ -245,8 +245,12 @@ def document(run: ScheduledRun) -> dict[str, Any]:
     """What is told of a run, as JSON takes it; ``text`` says it in words, as chat services want it."""
     told = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in vars(run).items()}
     told = {name: value for name, value in told.items() if name not in ("ready", "alert")}
-    words = _told(Result(run.reason or "", run.stored, run.rejected, run.version, run.seconds or 0.0))
-    return {**told, "text": f"scenemill {_title(run)}: {'skipped' if run.state == 'skipped' else words}"}
+    return {**told, "text": f"scenemill {_title(run)}: {run.state}: {came_to(run)}".removesuffix(": ")}
+
+
+def came_to(run: ScheduledRun) -> str:
+    """What the last try of a run came to, in words; "" before the first."""
+    return "" if run.seconds is None else run.reason or _figures(run)
 
 
 def _store(schedule: ScheduleConfig, interval: Interval) -> Path:
@@ -256,17 +260,15 @@ def _store(schedule: ScheduleConfig, interval: Interval) -> Path:
 
 
 def _is_told(schedule: ScheduleConfig, state: str) -> bool:
-    return state in schedule.alerts.on and has_address(schedule.alerts)
+    return state in schedule.alerts.ends and has_address(schedule.alerts)
 
 
 def _title(run: ScheduledRun) -> str:
     return f"{run.schedule} {stamp(run.interval_start)}..{stamp(run.interval_end)}"
 
 
-def _told(result: Result) -> str:
-    if result.reason:
-        return f"failed: {result.reason}"
-    return f"succeeded: {result.stored} stored, {result.rejected} rejected, version {result.version}, {result.seconds:.1f} s"
+def _figures(result: Result | ScheduledRun) -> str:
+    return f"{result.stored} stored, {result.rejected} rejected, version {result.version}, {result.seconds:.1f} s"
 
 
 def convert_under(lock: int) -> Convert:

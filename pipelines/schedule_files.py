@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final
 
-from scenemill.pipelines.specs import override_settings, read_text, read_tree, settings_schema
+from scenemill.pipelines.specs import load_tree, override_settings, settings_schema
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.schedule import REQUIRED, ScheduleConfig, complete
 from scenemill.schemas.settings import settings
@@ -20,7 +20,7 @@ def load_schedule(path: Path) -> ScheduleConfig:
     Raises:
         ConfigError: no such file, or something is wrong with what it says; all of it is told.
     """
-    tree = read_tree(read_text(path), str(path))
+    tree = load_tree(path)
     schedule = override_settings(ScheduleConfig, _as_text(tree), (), str(path))
     folder = path.resolve().parent
     try:
@@ -72,4 +72,4 @@ def _as_text(tree: Mapping[Any, Any]) -> dict[Any, Any]:
 
 def _absolute(folder: Path, path: str) -> str:
     escaped = str(folder).replace("{", "{{").replace("}", "}}")  # braces of the folder's name are no placeholders
-    return str(Path(escaped) / path)
+    return str((Path(escaped) / path).resolve())

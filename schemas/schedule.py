@@ -59,7 +59,7 @@ class BackfillConfig:
 class AlertsConfig:
     """Who is told how runs end. A failing alert is recorded with the run, and changes nothing else."""
 
-    on: tuple[str, ...] = field(
+    ends: tuple[str, ...] = field(
         default=("failed",),
         metadata=About(help="The ends that are told.", options=("failed", "skipped", "succeeded")),
     )
