@@ -21,6 +21,11 @@ from view_worlds import write_samples
 
 from scenemill import Timelapse, open_store
 from scenemill.pipelines.view import Viewer, serve
+from scenemill.pipelines.view_cut import FULL, USUAL
+from scenemill.pipelines.view_legend import MOST_ENTRIES
+from scenemill.pipelines.view_log import LIMIT_BYTE
+from scenemill.pipelines.view_materials import SIDE_PIXEL
+from scenemill.pipelines.view_server import HELD_BYTE
 
 PAGE = Path(__file__).parents[2] / "pipelines" / "page"
 POINTS = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
@@ -333,3 +338,31 @@ def test_the_page_is_small_enough_to_load_in_one_breath(viewer: Viewer) -> None:
     assert own < 200_000 and vendored < 2_500_000
     assert json.loads(get(viewer, "/api/health").body) == {"ok": True}
     assert os.sep not in viewer.url.split("/", 3)[3]
+
+
+def test_what_the_document_says_is_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (PAGE.parents[1] / "docs" / "viewer.md").read_text()
+    faces = np.array([[0, 1, 2]])
+    Timelapse(tmp_path / "results").add_mesh_batch(100, "output", [POINTS[:3]], [faces])
+    monkeypatch.chdir(tmp_path)
+    said: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, said)  # the document is ours
+    with said["viewer"] as viewer:
+        np.testing.assert_array_equal(said["arrays"]["0/positions"], POINTS[:3])
+        asked = set(re.findall(r"^\| `(/api/[a-z]+)", text, re.MULTILINE))
+        assert asked == set(re.findall(r'"(/api/[a-z]+)"', (PAGE.parent / "view_server.py").read_text()))
+        assert all(
+            ask(viewer.url, path).status in (200, 404) and "no page" not in ask(viewer.url, path).body.decode() for path in asked
+        )
+    table = (PAGE / "app.js").read_text().partition("const KEYS")[2].partition("};")[0]
+    keys = set(re.findall(r"^  \"?([^\s\"]+|\s)\"?: ", table, re.MULTILINE))
+    assert len(keys) > 20
+    signs = {"ArrowLeft": "←", "ArrowRight": "→", "ArrowUp": "↑", "ArrowDown": "↓", " ": "space"}
+    for key in keys:
+        assert signs.get(key, f"`{key}`") in text
+    for budget in ("500 000", "1 000 000", "2 048", "512 MiB", "384 MiB", "2 GiB"):
+        assert budget in text
+    assert (USUAL.triangles, USUAL.points, USUAL.voxels) == (500_000, 1_000_000, 500_000)
+    assert (SIDE_PIXEL, HELD_BYTE >> 20, LIMIT_BYTE >> 30) == (2048, 512, 2)
+    assert (FULL.triangles, FULL.points, FULL.voxels, MOST_ENTRIES) == (4_000_000, 8_000_000, 2_000_000, 1000)
