@@ -144,7 +144,7 @@ def list_samples(name: str, root: Path, splits: Sequence[str] = ()) -> tuple[lis
     lists = folders.find_lists(root, splits, needed=name != VIEWS)
     if name == VIEWS:
         for place, finding in view_folders.check_folders(root):
-            findings.setdefault(place, []).append(finding)
+            findings.setdefault(_printable(place), []).append(finding)
         if not lists:
             return _every_view(root, findings), findings
     for split, path in lists.items():

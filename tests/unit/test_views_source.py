@@ -1,6 +1,7 @@
 """Folders of views: what is listed, what is read, and what is said about the rest."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,14 @@ def test_a_folder_name_that_is_no_key_rejects_its_views_and_says_so(tmp_path: Pa
     listed, findings = list_samples("views", tmp_path)
     assert [sample.key for sample in listed] == ["vase/0"]
     assert findings["my clock/0"][0].blocks and findings["my clock/0"][0].expected == "another name of the folder"
+
+
+def test_a_folder_name_that_is_no_text_is_told_as_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"clock\xff")
+    write_views(folder, 1)
+    (folder / "3_metadata.json").touch()
+    listed, findings = list_samples("views", tmp_path)
+    assert not listed and set(findings) == {"", "clock\\udcff/0", "clock\\udcff/1", "clock\\udcff/3"}
 
 
 # --- numbering
