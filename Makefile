@@ -27,9 +27,13 @@ demo: setup
 	  $(BIN)/scenemill show $(DEMO)/$$source $$key --png $(DEMO)/$$source.png || exit 1; \
 	done
 	$(BIN)/scenemill bench-loader $(DEMO)/front3d --workers 0,2 --png $(DEMO)/speed.png
+	$(BIN)/scenemill synth views $(DEMO)/raw/clock --object clock --views 24 --size 96 --seed 7
+	$(BIN)/scenemill ingest views --input $(DEMO)/raw/clock --output $(DEMO)/clock
+	$(BIN)/scenemill fit views $(DEMO)/clock epochs=20 texture_size=128 --out $(DEMO)/fit --truth $(DEMO)/raw/clock/truth/clock.obj
 	$(BIN)/scenemill demo $(DEMO)/line
 	@echo "Done: two published, verified stores in $(DEMO); contact sheets $(DEMO)/front3d.png and $(DEMO)/matterport.png;"
-	@echo "how quickly they become batches: $(DEMO)/speed.png; both stages trained on made-up rooms, and their numbers: $(DEMO)/line"
+	@echo "how quickly they become batches: $(DEMO)/speed.png; a mesh fitted to views: $(DEMO)/fit; both stages trained on made-up rooms,"
+	@echo "and their numbers: $(DEMO)/line. See all of it: $(BIN)/scenemill view $(DEMO)"
 
 $(LINK):
 	mkdir -p build/link
