@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,7 +48,8 @@ def serve_jobs(
     service = JobService(JobServiceConfig(tuple(root or ()), place, host, port, slots, grace, tuple(name or ())))
     typer.echo(f"{service.url}  (Ctrl+C ends it; jobs that run go on)")
     typer.echo(f"token: {place / TOKEN_FILE}, unless {TOKEN_VARIABLE} is set")
-    service.run()
+    with suppress(KeyboardInterrupt):
+        service.run()
 
 
 @jobs.callback()

@@ -4,6 +4,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,17 +60,28 @@ class JobStore:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
-        try:
-            self._database = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
-            self._database.row_factory = sqlite3.Row
-            self._database.execute("PRAGMA journal_mode = WAL")
-            (found,) = self._database.execute("PRAGMA user_version").fetchone()
-            if found == 0:
-                self._database.executescript(f"BEGIN; {_CREATE}; PRAGMA user_version = {VERSION}; COMMIT")
-        except sqlite3.Error as error:
-            raise ConfigError(f"{path}: cannot be used as the table of jobs ({error}); give another --home") from error
-        if found not in (0, VERSION):
-            raise WrongVersion(f"{path}: version {found}; this scenemill reads version {VERSION}: give another --home")
+        with ExitStack() as held:
+            try:
+                self._database = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
+                held.callback(self._database.close)
+                found = self._prepare()
+            except sqlite3.Error as error:
+                raise ConfigError(f"{path}: cannot be used as the table of jobs ({error}); give another --home") from error
+            if found != VERSION:
+                raise WrongVersion(f"{path}: version {found}; this scenemill reads version {VERSION}: give another --home")
+            held.pop_all()
+
+    def _prepare(self) -> int:
+        """Make the table where there is none; the version of the one there is."""
+        self._database.row_factory = sqlite3.Row
+        self._database.execute("PRAGMA journal_mode = WAL")
+        if self._version() == 0:
+            self._database.executescript(f"BEGIN; {_CREATE}; PRAGMA user_version = {VERSION}; COMMIT")
+        return self._version()
+
+    def _version(self) -> int:
+        (found,) = self._database.execute("PRAGMA user_version").fetchone()
+        return int(found)
 
     def close(self) -> None:
         """Let go of the file."""
