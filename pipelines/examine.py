@@ -1,5 +1,6 @@
 """One view, read and judged: what ``ingest`` and ``validate`` share up to the write."""
 
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -50,16 +51,22 @@ def rules_of(source: Source) -> Rules:
     return Rules(source.name, source.grid, source.image, read_frustum(source)[0], locate)
 
 
-@lru_cache(maxsize=1)
+_held = threading.local()
+
+
 def _arrays_of(source: Source) -> dict[str, NDArray[Any]]:
-    return source.new_arrays()
+    """Arrays that this thread fills again and again."""
+    if getattr(_held, "source", None) != source:
+        _held.source, _held.arrays = source, source.new_arrays()
+    arrays: dict[str, NDArray[Any]] = _held.arrays
+    return arrays
 
 
 def examine(source: Source, listed: Listed) -> tuple[Sample, list[Finding], dict[str, Any]]:
     """Read and check one view.
 
     Returns:
-        The sample (its arrays live until the next call in this process), its findings, and, if none of them blocks, its facts.
+        The sample (its arrays live until the next call in this thread), its findings, and, if none of them blocks, its facts.
     """
     sample, findings = read_sample(source, listed, _arrays_of(source))
     found, measured = check_sample(sample, rules_of(source))

@@ -21,6 +21,7 @@ from scenemill.pipelines.folder import (
     with_splits,
 )
 from scenemill.pipelines.plan import Plan, make_plan, open_base
+from scenemill.pipelines.runner_options import LOCAL, RunnerConfig
 from scenemill.pipelines.runners import run_groups
 from scenemill.pipelines.runs import Run
 from scenemill.schemas.config import IngestConfig
@@ -109,32 +110,56 @@ def build_part(source: Source, layout: Layout, store: Path, token: str, part: Pa
     return (pa.table({"part": [part.id]}),)
 
 
-def ingest(config: IngestConfig, on_progress: OnProgress = no_progress) -> Outcome:
+def ingest(config: IngestConfig, on_progress: OnProgress = no_progress, runner: RunnerConfig = LOCAL) -> Outcome:
     """Convert a raw folder into a store and publish it, or add to the store what is new.
 
+    Args:
+        config: of the run.
+        on_progress: told how far it is.
+        runner: where parts are built: local, dask or portable. All else is done here, publishing once and last.
+
     Raises:
-        ConfigError: the call, the folder or the store's settings do not fit.
+        ConfigError: the call, the folder, the store's settings or the runner do not fit.
         Conflict: another run holds or has published the store, or raw files changed meanwhile.
         TooManyRejected: more than ``config.max_rejected``; nothing was published, finished parts are kept.
     """
     if config.output is None:
         raise ConfigError("ingest needs an output store")
+    if runner.runner != "local" and config.workers > 1:
+        raise ConfigError(f"--workers {config.workers} says nothing to --runner {runner.runner}, which has workers of its own")
     with publish.locked(config.output) as token:
-        run = Run(config, "ingest")
-        base = _open_to_repair(config.output) if config.repair else open_base(config.output)
-        remembered = sums.recall(config.output)
-        folder = read_folder(config, remembered, base.layout if base else None, on_progress)
-        plan = make_plan(config, folder, base, _broken_parts(base) if config.repair else frozenset())
-        finished = prepare(config.output, base, plan.parts)
-        sums.remember(config.output, {**remembered, **folder.sums})
-        receipts = _build(config, folder, plan, finished, token, on_progress)
+        run = Run(config, "ingest", runner.runner)
+        with run.stage("list"):
+            folder, plan, finished = survey(config, on_progress)
+        with run.stage("build"):
+            receipts = _build(config, folder, plan, finished, token, on_progress, runner)
         draft = _draft(config.output, folder, plan, receipts)
         outcome = _outcome(folder, plan, receipts, draft, built=len(plan.parts) - len(finished))
+        base = plan.base
         if base is not None and draft.manifest["tables"] == base.manifest["tables"]:
             if config.repair:
                 restore_documents(config.output, replace(draft, manifest=base.content), base.version)
             return replace(outcome, outcome="unchanged", version=base.version, seconds=run.seconds)
         return _publish(config, plan, draft, outcome, run)
+
+
+def survey(config: IngestConfig, on_progress: OnProgress = no_progress) -> tuple[Folder, Plan, list[Receipt]]:
+    """All that comes before the building: the folder, what is to be done, and which of it is done already.
+
+    The caller holds the store's lock. What killed runs left half done is removed.
+
+    Raises:
+        ConfigError: the folder or the store's settings do not fit.
+    """
+    store = config.output
+    assert store is not None
+    base = _open_to_repair(store) if config.repair else open_base(store)
+    remembered = sums.recall(store)
+    folder = read_folder(config, remembered, base.layout if base else None, on_progress)
+    plan = make_plan(config, folder, base, _broken_parts(base) if config.repair else frozenset())
+    finished = prepare(store, base, plan.parts)
+    sums.remember(store, {**remembered, **folder.sums})
+    return folder, plan, finished
 
 
 def _open_to_repair(store: Path) -> Store | None:
@@ -159,7 +184,13 @@ def _broken_parts(base: Store | None) -> frozenset[str] | None:
 
 
 def _build(
-    config: IngestConfig, folder: Folder, plan: Plan, finished: Sequence[Receipt], token: str, on_progress: OnProgress
+    config: IngestConfig,
+    folder: Folder,
+    plan: Plan,
+    finished: Sequence[Receipt],
+    token: str,
+    on_progress: OnProgress,
+    runner: RunnerConfig,
 ) -> list[Receipt]:
     store = config.output
     assert store is not None
@@ -176,6 +207,8 @@ def _build(
             Path(work),
             config.workers,
             lambda done: on_progress("Building parts", before + done, len(plan.parts)),
+            runner=runner,
+            seen=(folder.source.root,),
         ):
             pass
     receipts = [finished_part(store, part.id) for part in plan.parts]
@@ -245,13 +278,15 @@ def _publish(config: IngestConfig, plan: Plan, draft: Draft, outcome: Outcome, r
     """Judge the table as a whole, then publish or stop."""
     store = config.output
     assert store is not None
-    expected = expect(config.source, draft.samples, run.folder(store)) if draft.samples.num_rows else Expected(0, 0, ())
+    with run.stage("judge"):
+        expected = expect(config.source, draft.samples, run.folder(store)) if draft.samples.num_rows else Expected(0, 0, ())
     problem = _stop_reason(config, outcome, expected)
     if problem:
         run.write(store, replace(outcome, outcome="stopped"), expected, findings=outcome.findings)
         raise TooManyRejected(f"{problem}; nothing was published. Reasons: {run.folder(store) / 'findings.parquet'}")
     root = store / ROOT
-    version = publish_version(store, draft, root.read_bytes() if plan.base is not None else None)
+    with run.stage("publish"):
+        version = publish_version(store, draft, root.read_bytes() if plan.base is not None else None)
     published = replace(outcome, version=version, seconds=run.seconds, expected=expected, report=run.folder(store))
     run.write(store, published, expected)
     publish.reached("run written")

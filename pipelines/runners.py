@@ -1,29 +1,32 @@
-"""Running a function over groups of work with Beam on this machine. Keys, facts and receipts move; arrays never do."""
+"""Running a function over groups of work, here or elsewhere. Keys, facts and receipts move; arrays never do."""
 
-import json
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
-import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 
-from scenemill.schemas import errors
-from scenemill.schemas.errors import SceneMillError
-
-Group = TypeVar("Group")
-
-_ERROR: Final = ".error.json"
-Tables = tuple[pa.Table, ...]
+from scenemill.pipelines.runner_options import LOCAL, RunnerConfig
+from scenemill.pipelines.runner_work import (
+    MARKER,
+    Group,
+    Tables,
+    Watch,
+    Work,
+    done_groups,
+    forget_errors,
+    raised_by_worker,
+    read_results,
+    software,
+)
+from scenemill.schemas.errors import ConfigError
 
 
 def local_runner(options: PipelineOptions) -> fn_runner.FnApiRunner:
@@ -35,43 +38,16 @@ def local_runner(options: PipelineOptions) -> fn_runner.FnApiRunner:
     return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
 
 
-def local_options(workers: int) -> PipelineOptions:
-    """One worker inside this process, or several processes."""
-    mode = "multi_processing" if workers > 1 else "in_memory"
+def local_options(workers: int, *, threads: bool = False) -> PipelineOptions:
+    """One worker inside this process, several threads of it, or several processes."""
+    several = "multi_threading" if threads else "multi_processing"
     return PipelineOptions(
         [],  # none of the caller's own arguments
-        direct_running_mode=mode,
+        direct_running_mode=several if workers > 1 else "in_memory",
         direct_num_workers=workers,
         save_main_session=False,
         default_sdk_harness_log_level="ERROR",
     )
-
-
-@dataclass(frozen=True)
-class _Work(Generic[Group]):
-    """What a worker does with one numbered group: call, and leave the tables it returns as files for the driver."""
-
-    function: Callable[[Group], Tables]
-    folder: Path
-
-    def __call__(self, numbered: tuple[int, Group]) -> int:
-        number, group = numbered
-        try:
-            tables = self.function(group)
-        except (SceneMillError, OSError, KeyboardInterrupt) as error:
-            note = {
-                "kind": type(error).__name__,
-                "message": getattr(error, "strerror", None) or str(error),
-                "errno": getattr(error, "errno", None),
-                "parts": [getattr(error, name, "") for name in ("check", "observed", "expected")],
-            }
-            (self.folder / f"{number}{_ERROR}").write_text(json.dumps(note))
-            raise
-        for place, table in enumerate(tables):
-            pq.write_table(table, self.folder / f"{number}-{place}.tmp")
-            (self.folder / f"{number}-{place}.tmp").replace(self.folder / f"{number}-{place}.parquet")
-        (self.folder / f"{number}.done").touch()
-        return number
 
 
 def run_groups(
@@ -83,92 +59,83 @@ def run_groups(
     on_done: Callable[[int], None] = lambda done: None,
     *,
     resume: bool = False,
+    runner: RunnerConfig = LOCAL,
+    seen: Sequence[Path] = (),
 ) -> Iterator[Tables]:
-    """Apply ``function`` to every group, on ``workers`` processes, and hand back its tables in the groups' order.
+    """Apply ``function`` to every group, and hand back its tables in the groups' order.
 
     Args:
         label: of the Beam step; reads as a sentence.
-        function: group -> small tables; importable by worker processes, and safe to repeat.
+        function: group -> small tables; importable by workers, and safe to repeat.
         groups: small descriptions of work: keys, never arrays.
-        folder: for what the workers return; empty, unless ``resume``.
-        workers: 1 runs inside this process.
+        folder: for what the workers return; empty, unless ``resume``. Workers on other machines must see it.
+        workers: of the local runner; 1 runs inside this process.
         on_done: called now and then with the number of groups done.
         resume: True to take over what ``folder`` holds of these very groups from a run that was broken off, and leave it there.
+        runner: where: local, dask or portable.
+        seen: what workers on other machines must see beside ``folder``.
 
     Raises:
-        Whatever ``function`` raises: scenemill's errors and OSError as themselves, others as Beam hands them on.
+        Whatever ``function`` raises: scenemill's errors and OSError as themselves, others as the runner hands them on.
+        ConfigError: workers elsewhere do not see the files of this machine, or have another version.
+        Corrupt: the runner says that all is done, and it is not.
     """
     if not groups:
         return iter(())
-    done = {int(path.stem) for path in folder.glob("*.done")}
+    done = done_groups(folder)
     todo = [(number, group) for number, group in enumerate(groups) if number not in done]
-    for old in folder.glob(f"*{_ERROR}"):
-        old.unlink()
+    forget_errors(folder)
     if not todo:
-        return _results(folder, len(groups), keep=resume)
-    workers = min(workers, len(todo))
-    options = local_options(workers)
-    watch = _Watch(folder, on_done)
+        return read_results(folder, len(groups), keep=resume)
+    (folder / MARKER).touch()
+    work = Work(function, folder, (folder / MARKER, *seen), software())
     try:
-        with watch, _fail_fast(workers > 1), beam.Pipeline(runner=local_runner(options), options=options) as pipeline:
-            keyed = pipeline | "List groups" >> beam.Create(todo, reshuffle=False)
-            spread = keyed | "Spread over workers" >> beam.Reshuffle()
-            spread | label >> beam.Map(_Work(function, folder))
+        with Watch(folder, on_done):
+            _run(label, work, todo, workers, runner)
     except Exception as error:
-        original = _worker_error(folder)
-        if original is None:
+        original = raised_by_worker(folder, error)
+        if original is None or type(original) is type(error):
             raise
         raise original from error
-    return _results(folder, len(groups), keep=resume)
+    return read_results(folder, len(groups), keep=resume)
 
 
-def _worker_error(folder: Path) -> BaseException | None:
-    """What a worker raised, as itself; Beam hands on another class."""
-    for path in sorted(folder.glob(f"*{_ERROR}")):
-        note = json.loads(path.read_text())
-        kind = getattr(errors, note["kind"], None)
-        if note["kind"] == "KeyboardInterrupt":
-            return KeyboardInterrupt()
-        if kind is errors.SourceError:
-            return errors.SourceError(*note["parts"])
-        if isinstance(kind, type) and issubclass(kind, SceneMillError):
-            return kind(note["message"])
-        return OSError(note["errno"], note["message"])
-    return None
+def _run(label: str, work: Work[Group], todo: Sequence[tuple[int, Group]], workers: int, runner: RunnerConfig) -> None:
+    if runner.runner == "dask":
+        from scenemill.pipelines.runner_dask import run_on_dask  # an extra
+
+        run_on_dask(label, work, todo, runner)
+    elif runner.runner == "portable":
+        from scenemill.pipelines.runner_portable import portable_options, portable_runner
+
+        run_pipeline(label, work, todo, portable_runner(runner), portable_options(runner))
+    elif runner.runner == "local":
+        run_here(label, work, todo, workers, threads=runner.threads)
+    else:
+        raise ConfigError(f"--runner {runner.runner} is for ingest, which is submitted to it whole")
 
 
-def _results(folder: Path, count: int, keep: bool) -> Iterator[Tables]:
-    for number in range(count):
-        files = sorted(folder.glob(f"{number}-*.parquet"))
-        yield tuple(pq.ParquetFile(file).read(use_threads=False) for file in files)
-        for file in () if keep else files:
-            file.unlink()
+def run_here(
+    label: str, work: Work[Group], todo: Sequence[tuple[int, Group]], workers: int, *, threads: bool = False
+) -> None:
+    """Do numbered groups of work on this machine."""
+    workers = min(workers, len(todo))
+    options = local_options(workers, threads=threads)
+    with _fail_fast(workers > 1 and not threads):
+        run_pipeline(label, work, todo, local_runner(options), options)
 
 
-class _Watch:
-    """Counts finished groups in the background while the pipeline blocks."""
+def run_pipeline(
+    label: str, work: Work[Group], todo: Sequence[tuple[int, Group]], runner: beam.runners.PipelineRunner, options: PipelineOptions
+) -> None:
+    """Do numbered groups of work by a Beam runner: the one graph, whichever runs it."""
+    with beam.Pipeline(runner=runner, options=options) as pipeline:
+        spread_work(label, work, pipeline | "List groups" >> beam.Create(todo, reshuffle=False))
 
-    def __init__(self, folder: Path, on_done: Callable[[int], None]) -> None:
-        self._folder = folder
-        self._on_done = on_done
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def _count(self) -> None:
-        self._on_done(sum(1 for _ in self._folder.glob("*.done")))
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.25):
-            self._count()
-
-    def __enter__(self) -> "_Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._count()
+def spread_work(label: str, work: Callable[[Any], Any], groups: beam.PCollection) -> beam.PCollection:
+    """The step that does the work: each group on whatever worker is free."""
+    return groups | "Spread over workers" >> beam.Reshuffle() | label >> beam.Map(work)
 
 
 class _fail_fast:

@@ -2,9 +2,11 @@
 
 import importlib.metadata
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 from uuid import uuid4
 
 import pyarrow as pa
@@ -21,14 +23,20 @@ if TYPE_CHECKING:
 _SOFTWARE: Final = ("apache-beam", "great-expectations", "numcodecs", "numpy", "openexr", "pillow", "pyarrow", "zarr", "zlib-ng")
 
 
+Stage = Literal["list", "build", "judge", "publish"]
+"""What a run spends its time on: listing, summing and planning; building parts; judging the table as a whole; publishing."""
+
+
 class Run:
     """One run: its id, and its clock from construction on."""
 
-    def __init__(self, config: IngestConfig, command: str) -> None:
+    def __init__(self, config: IngestConfig, command: str, runner: str) -> None:
         self.started = datetime.now(UTC)
         self.id = f"{self.started:%Y%m%dT%H%M%SZ}-{uuid4().hex[:6]}"
         self._config = config
         self._command = command
+        self._runner = runner
+        self._stages: dict[str, float] = {}
         self._clock = time.monotonic()
 
     def folder(self, store: Path) -> Path:
@@ -39,6 +47,13 @@ class Run:
     def seconds(self) -> float:
         """Time since the run began."""
         return time.monotonic() - self._clock
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        """Time a stage."""
+        start = time.monotonic()
+        yield
+        self._stages[f"{stage}_seconds"] = time.monotonic() - start
 
     def write(self, store: Path, outcome: "Outcome", expected: Expected, findings: pa.Table | None = None) -> None:
         """Write the run's row, and the findings where nothing was published that could hold them."""
@@ -59,6 +74,8 @@ class Run:
             "expectations_met": expected.met,
             "version": outcome.version,
             "scenemill": scenemill.__version__,
+            "runner": self._runner,
+            **self._stages,
             "software": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _SOFTWARE),
         }
         write_rows(self.folder(store) / "run.parquet", table_of(RUNS, [row]))

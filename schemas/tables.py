@@ -134,7 +134,7 @@ FINDINGS: Final = pa.schema(
 )
 """A row per finding. ``rejected`` is True when the sample was not stored; ``key`` is "" for a finding about the whole folder."""
 
-RUNS: Final = pa.schema(
+RUNS: Final = pa.schema(  # the last five came later: they are empty in rows of older releases
     [
         *_columns(
             run=pa.string(),
@@ -158,6 +158,11 @@ RUNS: Final = pa.schema(
         ),
         pa.field("version", pa.string()),
         *_columns(scenemill=pa.string(), software=pa.string()),
+        pa.field("runner", pa.string()),
+        pa.field("list_seconds", pa.float64()),
+        pa.field("build_seconds", pa.float64()),
+        pa.field("judge_seconds", pa.float64()),
+        pa.field("publish_seconds", pa.float64()),
     ],
     metadata={"scenemill.table": "runs", "scenemill.version": TABLE_VERSION},
 )

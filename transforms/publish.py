@@ -84,7 +84,9 @@ def locked(store: Path) -> Iterator[str]:
         (store / WORK).mkdir(exist_ok=True)
         reached("lock taken")
         yield token
-        remove(store / WORK / _RUN)
+        remove(store / WORK / _RUN)  # first: what a lost worker still does for this run is over with its part
+        for left in (store / WORK).iterdir():
+            remove(left)
 
 
 def _lock_at_once(lock: IO[str], store: Path) -> None:

@@ -29,7 +29,7 @@ def write_rows(path: Path, table: pa.Table) -> dict[str, object]:
 
 
 def read_rows(path: Path, schema: pa.Schema, checksum: str | None = None) -> pa.Table:
-    """Read a table back.
+    """Read a table back; a column that may be empty and that its writer did not know yet is empty.
 
     Raises:
         Corrupt: missing, damaged, of another schema, or not the bytes that ``checksum`` names.
@@ -42,6 +42,10 @@ def read_rows(path: Path, schema: pa.Schema, checksum: str | None = None) -> pa.
         raise Corrupt(f'table {path}: differs from its checksum. Run "scenemill verify" on the store')
     try:
         # one thread: with Arrow's pool, a process that ends soon after now and then dies in its destructors
-        return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).cast(schema)
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        for column in schema:
+            if column.nullable and column.name not in table.column_names:
+                table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+        return table.cast(schema)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Corrupt(f"table {path}: no readable table of this version ({error})") from error

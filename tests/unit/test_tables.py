@@ -68,6 +68,11 @@ def test_the_optional_columns_are_the_pose_and_the_version_of_a_run() -> None:
         "world_from_camera",
         "campose",
         "version",
+        "runner",
+        "list_seconds",
+        "build_seconds",
+        "judge_seconds",
+        "publish_seconds",
     ]
 
 
