@@ -266,7 +266,7 @@ def print_store(console: Console, store: Store) -> None:
             + ", ".join(f"{n} {s}" for s, n in facts["splits"].items()),
             "parts": f"{facts['parts']} of up to {facts['samples_per_part']} samples",
             "bytes": f"{size(facts['stored_byte'])} for {size(facts['raw_byte'])} of raw files ({ratio:.2f}x)",
-            "precision": f"{facts['precision']}, largest error {facts['error_max_voxel']:.2g} voxel",
+            **({"precision": f"{facts['precision']}, largest error {facts['error_max_voxel']:.2g} voxel"} if facts["grid"] else {}),
         },
     )
     console.print(fields)

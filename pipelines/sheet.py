@@ -221,20 +221,15 @@ def _facts(facts: Mapping[str, Any]) -> str:
     """What is known of the sample, in one line."""
     told: tuple[tuple[str, Callable[[], str]], ...] = (
         ("split", lambda: f"split {facts['split'] or 'unknown'}"),
-        ("depth_max_m", lambda: f"{_depth_range(facts)}, {facts['depth_valid_share']:.1%} valid"),
         *(_facts_of_object(facts) if facts.get("grid") == 0 else _facts_of_room(facts)),
         ("warnings", lambda: f"{facts['warnings']} warnings"),
     )
     return "  |  ".join(say() for name, say in told if facts.get(name) is not None)
 
 
-def _depth_range(facts: Mapping[str, Any]) -> str:
-    unit = "m" if facts.get("grid") != 0 else "units of the scene"
-    return f"depth {facts['depth_min_m']:.2f} to {facts['depth_max_m']:.2f} {unit}"
-
-
 def _facts_of_room(facts: Mapping[str, Any]) -> tuple[tuple[str, Callable[[], str]], ...]:
     return (
+        ("depth_max_m", lambda: f"{_depth_range(facts, 'm')}, {facts['depth_valid_share']:.1%} valid"),
         ("classes_3d", lambda: f"{sum(label > 0 for label in facts['classes_3d'])} classes"),
         ("things_2d", lambda: f"things: {facts['things_2d']} in the image, {facts['things_3d']} in the volume"),
         ("voxels_labelled", lambda: f"{facts['voxels_labelled']:,} voxels labelled"),
@@ -243,7 +238,14 @@ def _facts_of_room(facts: Mapping[str, Any]) -> tuple[tuple[str, Callable[[], st
 
 
 def _facts_of_object(facts: Mapping[str, Any]) -> tuple[tuple[str, Callable[[], str]], ...]:
-    return (("things_2d", lambda: f"labels: {facts['things_2d']}"),)
+    return (
+        ("depth_max_m", lambda: _depth_range(facts, "units of the scene") if facts["depth_max_m"] else "no depth"),
+        ("things_2d", lambda: f"labels: {facts['things_2d']}"),
+    )
+
+
+def _depth_range(facts: Mapping[str, Any], unit: str) -> str:
+    return f"depth {facts['depth_min_m']:.2f} to {facts['depth_max_m']:.2f} {unit}"
 
 
 def _images(sample: Sample, fields: Mapping[str, Field]) -> Image.Image:
