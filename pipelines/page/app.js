@@ -118,7 +118,7 @@ async function chooseSample(key, field = "") {
   try {
     const sample = await getJson("/api/sample", { key });
     tell(null);
-    state.change({ sample });
+    state.change({ sample, panes: model.panes.map((spec) => state.carried(spec, sample)) });
     if (!model.panes.length) layOut("");
     if (field) showField(field);
   } catch (error) {

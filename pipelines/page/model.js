@@ -114,6 +114,15 @@ export function cameraOf(number, up = "Y") {
   return model.cameras[name];
 }
 
+/** A pane for a sample: the same thing of another store, or of other predictions, where its own does not have the sample. */
+export function carried(spec, sample) {
+  const root = sampledRoots().find((one) => one.name === spec.root);
+  if (!root || sample.roots[spec.root]) return spec;
+  const hasIt = ([name, { shows }]) => rootOf(name)?.kind === root.kind && shows.some(({ kind, what }) => kind === spec.kind && what === spec.what);
+  const other = Object.entries(sample.roots).find(hasIt);
+  return other ? { ...spec, root: other[0] } : spec;
+}
+
 /** Hide or show an id. */
 export function toggleId(name, id) {
   const ids = new Set(model.hidden[name]);

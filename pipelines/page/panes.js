@@ -319,7 +319,7 @@ export class Pane {
     const isLog = state.rootOf(this.spec.root)?.kind === "log";
     refill(
       this.head,
-      choice("what is shown", showable(), addressOf(this.spec), (value) => state.changePane(this.number, readAddress(value))),
+      choice("what is shown", this.choices(), addressOf(this.spec), (value) => state.changePane(this.number, readAddress(value))),
       isLog ? this.makeIds() : null,
       this.modes.length ? this.makeModes() : null,
       this.makeMaterials(),
@@ -332,6 +332,13 @@ export class Pane {
       ),
       this.makeButton("✕", "close this pane", false, () => state.removePane(this.number)),
     );
+  }
+
+  /** What may be shown; and what should be, where it is not there. */
+  choices() {
+    const [groups, own] = [showable(), addressOf(this.spec)];
+    if (groups.some(({ options }) => options.some(([value]) => value === own))) return groups;
+    return [{ group: "", options: [[own, `${this.spec.root} · ${this.spec.what || this.spec.item}`]] }, ...groups];
   }
 
   makeButton(text, title, isOn, onclick) {

@@ -64,8 +64,7 @@ export class Side {
   makeFilters() {
     this.tools.hidden = this.tab === "logs";
     this.find.hidden = this.tab === "metrics";
-    const store = model.index.roots.find((root) => root.kind === "store");
-    const groups = { samples: () => this.splits(), findings: () => this.severities(store), metrics: () => this.runs() }[this.tab]?.();
+    const groups = { samples: () => this.splits(), findings: () => this.severities(), metrics: () => this.runs() }[this.tab]?.();
     fill(this.filters, groups ?? []);
   }
 
@@ -86,9 +85,22 @@ export class Side {
     return roots.find((root) => root.name === this.chosen.root) ?? roots.find((root) => root.kind === "store") ?? roots[0];
   }
 
-  severities(store) {
-    const found = SEVERITIES.filter((name) => store.findings[name]);
-    return [this.filter("severity", [["", "all severities"], ...found.map((name) => [name, `${name} (${count(store.findings[name])})`])])];
+  get stores() {
+    return model.index.roots.filter((root) => root.kind === "store");
+  }
+
+  /** The store whose findings are listed. */
+  get store() {
+    return this.stores.find((root) => root.name === this.chosen.root) ?? this.stores[0];
+  }
+
+  severities() {
+    const { findings } = this.store;
+    const found = SEVERITIES.filter((name) => findings[name]);
+    return [
+      this.stores.length > 1 ? this.filter("root", this.stores.map(({ name }) => [name, name])) : null,
+      this.filter("severity", [["", "all severities"], ...found.map((name) => [name, `${name} (${count(findings[name])})`])]),
+    ].filter(Boolean);
   }
 
   runs() {
@@ -128,8 +140,7 @@ export class Side {
     const { tab, start } = this;
     const common = { find: this.find.value, from: start };
     if (tab === "samples") return getJson("/api/samples", { root: this.sampled.name, split: this.sampled.splits ? this.chosen.split : "", ...common });
-    const store = model.index.roots.find((one) => one.kind === "store");
-    if (tab === "findings") return getJson("/api/findings", { root: store.name, severity: this.chosen.severity, ...common });
+    if (tab === "findings") return getJson("/api/findings", { root: this.store.name, severity: this.chosen.severity, ...common });
     const run = this.runRows().find((one) => runName(one) === this.chosen.run) ?? this.runRows()[0];
     if (!run) return { total: 0, rows: [] };
     return getJson("/api/worst", { root: run.root, run: run.run, metric: run.metric, rule: run.rule, from: start });

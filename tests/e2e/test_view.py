@@ -20,7 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from view_worlds import write_samples
 
 from scenemill import Timelapse, open_store
+from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.view import ViewConfig, Viewer, serve
+from scenemill.schemas.config import IngestConfig
 from scenemill.trainers.usd import PBRMaterial
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -413,6 +415,18 @@ def test_rows_lead_to_what_they_are_about(tab: Tab, samples: Path, samples_viewe
     for row in store.findings.to_pylist()[:1]:
         tab.click(f".list button[data-key='{row['key']}']").until_sample(row["key"])
         assert row["field"] in [spec["what"] for spec in tab.state["panes"]]
+
+
+def test_panes_go_along_to_a_sample_of_another_store(tab: Tab, samples: Path, matterport_world: Path, tmp_path: Path) -> None:
+    ingest(IngestConfig("matterport", matterport_world, tmp_path / "other"))
+    with serve(samples / "store", tmp_path / "other") as viewer:
+        tab.open(viewer.url).click(".toolbar button:text-is('in space')")
+        tab.choose("root", "other")
+        key = open_store(tmp_path / "other").keys[0]
+        tab.click(f".list button[data-key='{key}']").until_sample(key)
+        assert {spec["root"] for spec in tab.state["panes"]} == {"other"}
+        assert all(tab.stats(number)["bounds"] for number in range(3))
+        tab.leave()
 
 
 def test_everything_is_reached_by_keys_and_named_for_those_who_do_not_see(tab: Tab, viewer: Viewer) -> None:
