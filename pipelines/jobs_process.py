@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,11 @@ from scenemill.pipelines.jobs_token import TOKEN_VARIABLE
 
 _MARK: Final = "SCENEMILL_JOB"  # the variable of its environment by which a process is known as one of a job's
 _SAME_S: Final = 1.0  # two readings of when a process began differ by less
+_SILENT: Final = [
+    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+    (os.POSIX_SPAWN_DUP2, 1, 2),
+]
 _SHOWN: Final = 300  # characters of a log's last line
 _TAIL_BYTE: Final = 4096
 
@@ -31,7 +35,7 @@ class JobProcess:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: int | None = None
         self._asked = False
 
     def clear(self) -> None:
@@ -56,21 +60,16 @@ class JobProcess:
         write_json(self._folder / COMMAND, told)
         known = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
         own = {"SCENEMILL_CACHE": str(cache), **known, _MARK: self._folder.name, "PYTHONUNBUFFERED": "1"}
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "scenemill.pipelines.jobs_run", str(self._folder)],
-            env=own,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        arguments = [sys.executable, "-m", "scenemill.pipelines.jobs_run", str(self._folder)]
+        self._child = os.posix_spawn(sys.executable, arguments, own, file_actions=_SILENT, setsid=True)
 
     @property
     def runs(self) -> bool:
         """Whether the process that waits for the command is alive."""
         if self._child is not None:
-            return self._child.poll() is None
-        return self._leader() is not None
+            ended, _ = os.waitpid(self._child, os.WNOHANG)
+            self._child = None if ended else self._child
+        return self._child is not None or self._leader() is not None
 
     @property
     def exit_code(self) -> int | None:
