@@ -64,11 +64,7 @@ def make_app(desk: JobDesk, metrics: JobMetrics) -> FastAPI:
     _add_kinds(app)
     _add_jobs(app, desk)
     _add_log(app, desk)
-
-    @app.get("/metrics", response_class=PlainTextResponse, summary="Figures for Prometheus.")
-    def told() -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
+    _add_metrics(app, metrics)
     return app
 
 
@@ -136,6 +132,17 @@ def _add_log(app: FastAPI, desk: JobDesk) -> None:
             if piece.text or piece.state != RUNNING or asyncio.get_running_loop().time() >= until:
                 return piece
             await asyncio.sleep(_LOOK_S)
+
+
+def _add_metrics(app: FastAPI, metrics: JobMetrics) -> None:
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"description": what, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refused"}}}}
+        for status, what in _REFUSALS.items()
+    }
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=refusals, summary="Figures for Prometheus.")
+    def told() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _known(desk: JobDesk, job: str) -> JobDetail:
