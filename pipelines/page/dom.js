@@ -53,3 +53,17 @@ export function short(number) {
   if (number !== 0 && (Math.abs(number) >= 1e5 || Math.abs(number) < 1e-3)) return number.toExponential(2);
   return String(Number(number.toPrecision(4)));
 }
+
+/** Replace what an element holds; who had the focus in it has it again. */
+export function refill(element, ...children) {
+  const label = element.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+  fill(element, ...children);
+  if (label) [...element.children].find((child) => child.getAttribute("aria-label") === label)?.focus();
+}
+
+/** The colours of a scale between its ends. */
+export function scaleBar({ low, high, unit, colors }) {
+  const steps = [0, 0.25, 0.5, 0.75, 1].map((share) => colors[Math.round(share * (colors.length - 1))]);
+  const background = `linear-gradient(90deg, ${steps.map((color) => `rgb(${color.join(",")})`).join(", ")})`;
+  return h("span.scale", {}, short(low), h("i", { style: { background } }), `${short(high)} ${unit}`);
+}

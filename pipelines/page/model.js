@@ -13,7 +13,7 @@ import { Orbit } from "./camera.js";
  * @property {?number} pin the iteration it stays at
  * @property {string} axis @property {number} index where a volume is cut; -1 for its middle
  * @property {string} material @property {string} detail
- * @property {string} over what else is drawn in the same space, as addressOf says it; "" for nothing
+ * @property {string} over what else is drawn in the same space, as choices.addressOf says it; "" for nothing
  */
 
 const FLAGS = ["follow", "loop", "link", "ortho", "wire", "smooth", "backs", "dark", "grid"];
@@ -96,6 +96,11 @@ export function itemOf(spec) {
 export function timesOf(spec) {
   const item = itemOf(spec);
   return item ? rootOf(spec.root).timelines[item.timeline] : [];
+}
+
+/** Of sorted times the nearest one, of two the later. */
+export function nearest(times, time) {
+  return times.reduce((best, one) => (Math.abs(one - time) <= Math.abs(best - time) ? one : best), times[0] ?? 0);
 }
 
 /** All iterations of all panes, ascending. */

@@ -1,9 +1,11 @@
 // Panes: each shows one thing in space, a picture, or a plane of a volume, with its own choices above it.
 
 import { getFrame } from "./api.js";
+import { drawAxes } from "./axes.js";
 import { around, steer } from "./camera.js";
+import { addressOf, choicesFor, choicesOver, specAt } from "./choices.js";
 import { colorModes } from "./colors.js";
-import { choice, count, fill, h, short } from "./dom.js";
+import { choice, count, fill, h, refill, scaleBar, short } from "./dom.js";
 import * as state from "./model.js";
 import { dispose, makeObjects } from "./objects.js";
 import { together } from "./overlay.js";
@@ -95,7 +97,7 @@ export class Pane {
   requestOfLog(root, name, detail) {
     const item = state.itemOf({ root, item: name });
     if (!item) return null;
-    const time = nearest(state.timesOf({ root, item: name }), this.spec.pin ?? model.time);
+    const time = state.nearest(state.timesOf({ root, item: name }), this.spec.pin ?? model.time);
     return ["/api/scene", { root, item: item.item, time, detail }, item.stamp];
   }
 
@@ -103,7 +105,7 @@ export class Pane {
   requestOver() {
     if (!this.spec.over || this.isFlat) return null;
     const number = this.spec.item.slice(this.spec.item.lastIndexOf("/"));
-    return this.request({ ...this.spec, ...readAddress(this.spec.over, number), detail: this.spec.detail });
+    return this.request({ ...this.spec, ...specAt(this.spec.over, number), detail: this.spec.detail });
   }
 
   /** How many planes the volume has; 1 of all else. */
@@ -273,33 +275,14 @@ export class Pane {
       const share = this.moving ? stage.pace.share : 1;
       const { ortho, grid } = model;
       stage.draw(this.canvas, this.objects?.group, this.camera, { ortho, grid, share, background, box: this.box });
-      if (this.objects && this.box) this.drawAxes(sharpness);
+      if (this.objects && this.box) drawAxes(this.canvas, this.camera, sharpness, grid ? this.squares : "");
     }
   }
 
-  /** Where the axes point, small in a corner, and how wide the squares of the floor are in another. */
-  drawAxes(sharpness) {
-    const paint = this.canvas.getContext("2d");
+  /** How wide the squares of the floor are. */
+  get squares() {
     const { unit } = this.frame.header;
-    const { right, up } = this.camera.frame;
-    const [x, y, reach] = [26 * sharpness, this.canvas.height - 26 * sharpness, 15 * sharpness];
-    paint.lineWidth = 1.5 * sharpness;
-    paint.font = `${10 * sharpness}px system-ui, sans-serif`;
-    paint.textAlign = "center";
-    paint.textBaseline = "middle";
-    [["x", "#c8443c"], ["y", "#3c8f4a"], ["z", "#3566c0"]].forEach(([name, color], axis) => {
-      const [across, down] = [right[axis] * reach, -up[axis] * reach];
-      paint.strokeStyle = paint.fillStyle = color;
-      paint.beginPath();
-      paint.moveTo(x, y);
-      paint.lineTo(x + across, y + down);
-      paint.stroke();
-      paint.fillText(name, x + across * 1.45, y + down * 1.45);
-    });
-    if (!model.grid) return;
-    paint.fillStyle = "#7c8896";
-    paint.textAlign = "right";
-    paint.fillText(`□ ${short(stage.squareOf(this.box))}${unit && ` ${unit}`}`, this.canvas.width - 8 * sharpness, this.canvas.height - 11 * sharpness);
+    return `□ ${short(stage.squareOf(this.box))}${unit && ` ${unit}`}`;
   }
 
   tell(event) {
@@ -319,7 +302,7 @@ export class Pane {
     const isLog = state.rootOf(this.spec.root)?.kind === "log";
     refill(
       this.head,
-      choice("what is shown", this.choices(), addressOf(this.spec), (value) => state.changePane(this.number, readAddress(value))),
+      choice("what is shown", choicesFor(this.spec), addressOf(this.spec), (value) => state.changePane(this.number, specAt(value))),
       isLog ? this.makeIds() : null,
       this.modes.length ? this.makeModes() : null,
       this.makeMaterials(),
@@ -332,13 +315,6 @@ export class Pane {
       ),
       this.makeButton("✕", "close this pane", false, () => state.removePane(this.number)),
     );
-  }
-
-  /** What may be shown; and what should be, where it is not there. */
-  choices() {
-    const [groups, own] = [showable(), addressOf(this.spec)];
-    if (groups.some(({ options }) => options.some(([value]) => value === own))) return groups;
-    return [{ group: "", options: [[own, `${this.spec.root} · ${this.spec.what || this.spec.item}`]] }, ...groups];
   }
 
   makeButton(text, title, isOn, onclick) {
@@ -374,9 +350,7 @@ export class Pane {
 
   /** What to lay over it; seen in the active pane, and where something is. */
   makeOver() {
-    const groups = showable().map(({ group, options }) => ({ group, options: options.filter(([value]) => isInSpace(value) && value !== addressOf(this.spec)) }));
-    const alone = { group: "", options: [["", "alone"]] };
-    const all = [alone, ...groups.filter(({ options }) => options.length).map(({ group, options }) => ({ group, options: options.map(([value, text]) => [value, `and ${text}`]) }))];
+    const all = choicesOver(this.spec);
     if (all.length < 2) return null;
     const made = choice("laid over", all, this.spec.over, (over) => state.changePane(this.number, { over }));
     made.classList.toggle("unused", !this.spec.over);
@@ -385,7 +359,7 @@ export class Pane {
 
   pin() {
     const times = state.timesOf(this.spec);
-    state.changePane(this.number, { pin: this.spec.pin === null ? nearest(times, model.time) : null });
+    state.changePane(this.number, { pin: this.spec.pin === null ? state.nearest(times, model.time) : null });
   }
 
   tellState() {
@@ -454,63 +428,6 @@ export class Pane {
 function isSameThing([, one], other) {
   return ["root", "item", "what"].every((name) => one[name] === other?.[1][name]);
 }
-
-/** Replace what an element holds; who had the focus in it has it again. */
-function refill(element, ...children) {
-  const label = element.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
-  fill(element, ...children);
-  if (label) [...element.children].find((child) => child.getAttribute("aria-label") === label)?.focus();
-}
-
-function scaleBar({ low, high, unit, colors }) {
-  const steps = [0, 0.25, 0.5, 0.75, 1].map((share) => colors[Math.round(share * (colors.length - 1))]);
-  const background = `linear-gradient(90deg, ${steps.map((color) => `rgb(${color.join(",")})`).join(", ")})`;
-  return h("span.scale", {}, short(low), h("i", { style: { background } }), `${short(high)} ${unit}`);
-}
-
-/** Of sorted times the nearest one, of two the later. */
-export function nearest(times, time) {
-  return times.reduce((best, one) => (Math.abs(one - time) <= Math.abs(best - time) ? one : best), times[0] ?? 0);
-}
-
-/** All that a pane can show, in groups, as options of a select. */
-function showable() {
-  const logs = state.logRoots().map((root) => ({ group: root.name, options: optionsOfLog(root) }));
-  const samples = Object.entries(model.sample?.roots ?? {}).flatMap(([name, held]) =>
-    [["scene", "in space"], ["picture", "pictures"], ["volume", "slices"]].map(([kind, title]) => ({
-      group: `${name}: ${title}`,
-      options: held.shows.filter((one) => one.kind === kind).map((one) => [`sample ${name} ${kind} ${one.what}`, `${name} · ${one.what}`]),
-    })),
-  );
-  return [...samples, ...logs].filter(({ options }) => options.length);
-}
-
-function optionsOfLog(root) {
-  const kinds = new Map(root.items.map((item) => [`log ${root.name} ${item.type}/${item.category}`, `${item.category || "(log)"} · ${item.type}`]));
-  return [...kinds];
-}
-
-function addressOf(spec) {
-  if (state.rootOf(spec.root)?.kind !== "log") return `sample ${spec.root} ${spec.kind} ${spec.what}`;
-  return `log ${spec.root} ${spec.item.slice(0, spec.item.lastIndexOf("/"))}`;
-}
-
-/** What an address says of a pane; of a log the item of a number ("/3") where it has that, else the first. */
-function readAddress(text, number = "") {
-  const roots = model.index.roots.map((root) => root.name).sort((a, b) => b.length - a.length);
-  const [kind, rest] = [text.slice(0, text.indexOf(" ")), text.slice(text.indexOf(" ") + 1)];
-  const root = roots.find((name) => rest.startsWith(`${name} `)) ?? "";
-  const place = rest.slice(root.length + 1);
-  if (kind === "log") {
-    const items = (state.rootOf(root)?.items ?? []).map(({ item }) => item).filter((item) => item.slice(0, item.lastIndexOf("/")) === place);
-    return { root, item: items.find((item) => item === place + number) ?? items[0] ?? "", what: "", kind: "scene", pin: null, detail: "usual" };
-  }
-  const [shown, what] = place.split(" ");
-  return { root, item: "", what, kind: shown, pin: null, detail: "usual", index: -1 };
-}
-
-/** Whether an address is of something in space. */
-const isInSpace = (address) => address.startsWith("log ") || address.includes(" scene ");
 
 /** Show in every pane that is seen, by the cameras that they share, all that is there. */
 export function fitCameras(panes, force) {

@@ -2,7 +2,6 @@
 
 import { choice, fill, h } from "./dom.js";
 import * as state from "./model.js";
-import { nearest } from "./panes.js";
 
 const { model } = state;
 const SPEEDS = [1, 2, 4, 8, 16, 30];
@@ -39,7 +38,7 @@ export class Timeline {
     this.times = state.allTimes();
     this.element.hidden = !this.times.length;
     if (!this.times.length) return;
-    const at = this.times.indexOf(nearest(this.times, model.time));
+    const at = this.times.indexOf(state.nearest(this.times, model.time));
     Object.assign(this.slider, { max: this.times.length - 1, value: at });
     this.slider.setAttribute("aria-valuetext", `iteration ${model.time}`);
     if (document.activeElement !== this.number) this.number.value = model.time;
@@ -73,12 +72,12 @@ export class Timeline {
 
   /** Go to an iteration, to the nearest that there is. */
   go(time) {
-    const found = nearest(this.times, Number.isFinite(time) ? time : model.time);
+    const found = state.nearest(this.times, Number.isFinite(time) ? time : model.time);
     state.change({ time: found, follow: model.follow && found === this.times.at(-1) });
   }
 
   step(steps) {
-    const at = this.times.indexOf(nearest(this.times, model.time));
+    const at = this.times.indexOf(state.nearest(this.times, model.time));
     this.go(this.times[Math.min(Math.max(at + steps, 0), this.times.length - 1)]);
   }
 
@@ -93,7 +92,7 @@ export class Timeline {
       const pause = new Promise((resolve) => setTimeout(resolve, 1000 / model.speed));
       await Promise.all([this.settled(), pause]);
       if (!model.playing) return;
-      const isLast = nearest(this.times, model.time) === this.times.at(-1);
+      const isLast = state.nearest(this.times, model.time) === this.times.at(-1);
       if (isLast && !model.loop) state.change({ playing: false });
       else this.step(isLast ? -Infinity : 1);
     }
