@@ -112,11 +112,10 @@ class Scheduler:
     def look(self) -> None:
         """Write down what is due, and what the files want backfilled; tell the ends of runs that were not told yet."""
         for name, schedule in self._schedules.items():
-            if name not in self.runs.paused():
-                self.look_at(schedule)
-                if schedule.backfill.start:
-                    span = schedule.time(schedule.backfill.start), schedule.time(schedule.backfill.end)
-                    queue_backfill(self.runs, schedule, *span, self._now())
+            self.look_at(schedule)
+            if schedule.backfill.start and name not in self.runs.paused():
+                span = schedule.time(schedule.backfill.start), schedule.time(schedule.backfill.end)
+                queue_backfill(self.runs, schedule, *span, self._now())
         self._tell()
 
     def look_at(self, schedule: ScheduleConfig) -> None:

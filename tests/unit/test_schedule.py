@@ -267,7 +267,7 @@ def test_a_state_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
 STEPS: Final = ("hour", "work", "fail", "kill before", "kill after", "kill in look")
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(st.sampled_from(STEPS), max_size=14))
 def test_whatever_kills_it_no_interval_is_lost_and_none_done_again_once_it_is_written_down(steps: list[str]) -> None:
     """Held against sets: after any history, and time enough to end, the rows are the hours that are over, each of them succeeded."""
