@@ -14,9 +14,9 @@ export function choicesFor(spec) {
 /** Options of what can be laid over it: anything else in space, or nothing. */
 export function choicesOver(spec) {
   const own = addressOf(spec);
-  const others = (options) => options.filter(([value]) => isInSpace(value) && value !== own).map(([value, text]) => [value, `and ${text}`]);
+  const others = (options) => options.filter(([value]) => isInSpace(value) && value !== own).map(([value, text]) => [value, `+ ${text}`]);
   const groups = showable().map(({ group, options }) => ({ group, options: others(options) }));
-  return [{ group: "", options: [["", "alone"]] }, ...groups.filter(({ options }) => options.length)];
+  return [{ group: "", options: [["", "+"]] }, ...groups.filter(({ options }) => options.length)];
 }
 
 /** All that a pane can show, in groups. */

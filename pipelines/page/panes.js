@@ -199,7 +199,8 @@ export class Pane {
 
   show(frame, error) {
     if (frame !== this.frame) {
-      const isNew = Boolean(frame) && !this.frame;
+      const isNew = Boolean(frame) && !(this.frame && isSameThing(this.of, this.before));
+      this.before = this.of;
       this.frame = frame;
       this.remake();
       this.makeHead();
@@ -210,7 +211,7 @@ export class Pane {
     this.draw();
   }
 
-  /** Set by those who own the panes: something is shown for the first time. */
+  /** Set by those who own the panes: something else is shown than before. */
   onNew() {}
 
   /** Make what is drawn anew where frame or look are others than those it was made of. */
@@ -404,7 +405,7 @@ export class Pane {
 
   planeWords({ title, scale, axis, index, size }) {
     return [
-      h("span.clip", { title }, axis ? `${axis} ${index} of ${size}` : title),
+      h("span.clip", { title: axis ? `${title}, plane ${index} of ${size}` : title }, axis ? `${axis} ${index}` : title),
       scale ? scaleBar(scale) : null,
     ];
   }
