@@ -98,7 +98,8 @@ def create(
     """Create a job, and print its id. In place of a path, {parent.checkpoint} or {parent.store} is what the parent leaves."""
     from scenemill.pipelines.specs import load_tree
 
-    made = _ask(context).create(kind, load_tree(specs, overrides or ()), name=name, parent=parent or None)
+    spec = load_tree(specs, [_quoted(override) for override in overrides or ()])
+    made = _ask(context).create(kind, spec, name=name, parent=parent or None)
     typer.echo(json.dumps(asdict(made)) if as_json else made.id)
 
 
@@ -158,6 +159,12 @@ def cancel(context: typer.Context, job: JobId) -> None:
 def resume(context: typer.Context, job: JobId) -> None:
     """Queue a job again that failed, was cancelled or interrupted; its command goes on where it was."""
     _print_state(_ask(context).resume(job))
+
+
+def _quoted(override: str) -> str:
+    """A setting with what the parent leaves as text, which YAML would take for a mapping."""
+    key, equals, value = override.partition("=")
+    return f"{key}{equals}{json.dumps(value)}" if value.startswith("{parent.") else override
 
 
 def _print_state(job: "Job") -> None:

@@ -21,25 +21,38 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import FastAPI, Path, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 import scenemill
 from scenemill.pipelines.jobs_desk import JobDesk
 from scenemill.pipelines.jobs_metrics import JobMetrics
 from scenemill.pipelines.jobs_specs import schema_of
 from scenemill.schemas.errors import ConfigError, Conflict, SceneMillError
-from scenemill.schemas.jobs import KINDS, RUNNING, Job, JobDetail, JobRequest, LogPiece, Refused
+from scenemill.schemas.jobs import KINDS, NAME, RUNNING, Job, JobDetail, JobRequest, LogPiece, Refused
 
 _LOG: Final = logging.getLogger(__name__)
 _LOOK_S: Final = 0.25
 _WAIT_S: Final = 30.0
 _LARGEST: Final = 2**53
+_ID: Final = "^[0-9a-f]{16}$"
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 KindName = Literal["ingest", "train", "evaluate", "inference", "export", "fit"]
-JobId = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="Id of a job.")]
+JobId = Annotated[str, Path(pattern=_ID, description="Id of a job.")]
+
+
+class NewJob(BaseModel, extra="forbid"):
+    """What a client asks for; see ``JobRequest``."""
+
+    kind: KindName
+    spec: Annotated[dict[str, Any], Field(description="Settings; GET /v1/kinds/{kind} says which.")] = {}
+    name: Annotated[str, Field(pattern=f"^({NAME})?$", description="For people.")] = ""
+    parent: Annotated[str | None, Field(pattern=_ID, description="A job that must succeed first.")] = None
 
 
 def make_app(desk: JobDesk, metrics: JobMetrics) -> FastAPI:
@@ -92,8 +105,10 @@ def _add_kinds(app: FastAPI) -> None:
 
 def _add_jobs(app: FastAPI, desk: JobDesk) -> None:
     @app.post("/v1/jobs", status_code=201, summary="Create a job.")
-    def create(request: JobRequest) -> JobDetail:
-        return desk.create(request)
+    def create(asked: NewJob) -> JobDetail:
+        if asked.parent is not None:
+            _known(desk, asked.parent)
+        return desk.create(JobRequest(asked.kind, asked.spec, asked.name, asked.parent))
 
     @app.get("/v1/jobs", summary="Jobs, the newest first.")
     def jobs(
@@ -152,13 +167,22 @@ def _known(desk: JobDesk, job: str) -> JobDetail:
         raise HTTPException(404, str(error)) from error
 
 
+def _allowed(request: Request) -> str:
+    """The methods of an address, which several routes may share."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route | APIRoute) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return ", ".join(sorted(found))
+
+
 def _refuse(request: Request, error: Exception) -> Response:
     """Any error as JSON: what, where, what now."""
     headers: dict[str, str] = {}
     where = request.url.path
     if isinstance(error, HTTPException):
         status, kind, what, now = error.status_code, "Refused", str(error.detail), "See /openapi.json for what can be asked."
-        headers = dict(error.headers or {})
+        headers = {"allow": _allowed(request)} if status == 405 else dict(error.headers or {})
     elif isinstance(error, RequestValidationError):
         first = error.errors()[0]
         where, what = ".".join(map(str, first["loc"]))[:200], str(first["msg"])

@@ -7,7 +7,7 @@ ingest and fit. Made and read as JSON; the classes stand in the service's OpenAP
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from scenemill.schemas.config import PRECISIONS
 from scenemill.schemas.errors import ConfigError
@@ -29,7 +29,8 @@ QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED, INTERRUPTED = STATES = (
 RESUMABLE: Final = (FAILED, CANCELLED, INTERRUPTED)
 ENDED: Final = (SUCCEEDED, *RESUMABLE)
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,99}")
+NAME: Final = "[A-Za-z0-9][A-Za-z0-9._ -]{0,99}"
+"""What jobs may be called, as a regular expression."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,6 @@ class JobRequest:
         ConfigError: no such kind, or a name of other signs.
     """
 
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
-
     kind: str
     spec: dict[str, Any] = field(default_factory=dict)
     name: str = ""
@@ -165,7 +164,7 @@ class JobRequest:
 
     def __post_init__(self) -> None:
         kind_of(self.kind)
-        if self.name and not _NAME.fullmatch(self.name):
+        if self.name and not re.fullmatch(NAME, self.name):
             raise ConfigError(f"name {self.name[:120]!r}: give at most 100 letters, digits, spaces, dots, dashes and underscores")
 
 

@@ -147,8 +147,10 @@ def test_the_command_line_does_what_the_client_does(client: JobClient, tmp_path:
     assert made.exit_code == 0, made.output
     job = made.stdout.strip()
     assert client.show(job).spec == {"train": {"num_epochs": 4, "optim": {"lr": 1e-3}}, "model_name": "y"}
-    child = json.loads(run("create", "evaluate", "--parent-job-id", job, "--json").stdout)
+    setting = "evaluate.checkpoint={parent.checkpoint}"
+    child = json.loads(run("create", "evaluate", setting, "--parent-job-id", job, "--json").stdout)
     assert (child["parent"], child["name"]) == (job, "evaluate")
+    assert child["spec"] == {"evaluate": {"checkpoint": "{parent.checkpoint}"}}
     (line,) = [line for line in run("list", "--state", "queued", "--kind", "train").stdout.splitlines() if job in line]
     assert "queued" in line and "by hand" in line
     assert json.loads(run("list", "--limit", "1", "--json").stdout)[0]["id"] == child["id"]
