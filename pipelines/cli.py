@@ -14,7 +14,6 @@ import typer
 import scenemill
 from scenemill.pipelines.cli_experiments import register
 from scenemill.pipelines.cli_fit import fit
-from scenemill.pipelines.cli_schedule import register as register_schedule
 from scenemill.pipelines.cli_jobs import register as register_jobs
 from scenemill.pipelines.cli_schedule import register as register_schedule
 from scenemill.pipelines.cli_synth import register as register_synth
@@ -484,7 +483,6 @@ def report(
 
 register(app)
 register_synth(app, _progress, _say)
-register_schedule(app)
 register_jobs(app)
 register_schedule(app)
 app.command()(view)
