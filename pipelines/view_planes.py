@@ -60,11 +60,11 @@ def mask_plane(mask: NDArray[Any], title: str, **place: Any) -> Plane:
     return ids_plane((mask > 0).astype(np.uint8), title, "mask", _MASK, **place)
 
 
-def depth_plane(depth: NDArray[np.float32], title: str) -> Plane:
-    """(H, W) metres, near bright, far dark; what is not above 0 is invalid."""
+def depth_plane(depth: NDArray[np.float32], title: str, unit: str) -> Plane:
+    """(H, W) metres or other units, near bright, far dark; what is not above 0 is invalid."""
     _, near, far = depth_colors(depth)
     steps, _, _ = depth_colors(np.linspace(near or 1e-6, max(far, near, 1e-6), STEPS)[None])
-    return Plane(depth.astype(np.float32), title, scale=scale(steps[0], near, far, "m", {"invalid": (0.0, _INVALID)}))
+    return Plane(depth.astype(np.float32), title, scale=scale(steps[0], near, far, unit, {"invalid": (0.0, _INVALID)}))
 
 
 def distance_plane(distance: NDArray[np.float32], title: str, field: Field, **place: Any) -> Plane:

@@ -259,7 +259,7 @@ def _planes_of(prediction: Prediction, folder: Path) -> Iterator[Mapping[str, An
 def _picture(prediction: Prediction, what: str) -> Plane:
     title = _PICTURES[what]
     if what == "depth":
-        return planes.depth_plane(prediction.depth, title)
+        return planes.depth_plane(prediction.depth, title, "m")
     if what == "segments":
         return planes.ids_plane(prediction.panoptic_2d, title, SEGMENT, segment_names(prediction.classes_2d))
     return planes.ids_plane(_classes_of(prediction.panoptic_2d, prediction.classes_2d), title, CLASS, class_names())

@@ -239,7 +239,7 @@ def _paint(values: NDArray[Any], field: Field, **place: Any) -> Plane:
     if field.name == "rgb":
         return planes.colors_plane(values, title)
     if field.name == "depth":
-        return planes.depth_plane(values, title)
+        return planes.depth_plane(values, title, field.unit)
     if field.name == "geometry":
         return planes.distance_plane(values, title, field, **place)
     if field.name == "weighting":

@@ -18,6 +18,7 @@ from scenemill import Store, open_store
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.predictions import Prediction, folder_of, write_prediction
 from scenemill.pipelines.score import ScoreConfig, score
+from scenemill.pipelines.synth import synth_views
 from scenemill.pipelines.view_cut import USUAL, Budget
 from scenemill.pipelines.view_predictions import PredictionsRoot
 from scenemill.pipelines.view_roots import Roots, recognise
@@ -99,7 +100,12 @@ def test_pictures_and_planes_hold_the_stored_values(world: Path, store: Store) -
     depth = root.plane(key, "depth", "", 0)
     np.testing.assert_array_equal(depth.values, sample["depth"])
     valid = sample["depth"][sample["depth"] > 0]
-    assert depth.scale is not None and depth.scale["low"] <= valid.min() * 1.01 and depth.scale["high"] >= valid.max() * 0.99
+    assert (
+        depth.scale is not None
+        and depth.scale["unit"] == "m"
+        and depth.scale["low"] <= valid.min() * 1.01
+        and depth.scale["high"] >= valid.max() * 0.99
+    )
 
 
 @pytest.mark.parametrize("axis", ["x", "y", "z"])
@@ -118,6 +124,18 @@ def test_a_plane_says_which_voxel_each_of_its_pixels_is(world: Path, store: Stor
         assert {entry["id"]: entry["count"] for entry in plane.legend} == dict(
             zip(*(part.tolist() for part in np.unique(plane.values, return_counts=True)), strict=True)
         )
+
+
+def test_views_of_an_object_are_pictures_in_their_own_units(tmp_path: Path) -> None:
+    synth_views(tmp_path / "raw", "sphere", views=3, size=32)
+    ingest(IngestConfig("views", tmp_path / "raw", tmp_path / "store"))
+    root, store = StoreRoot("store", tmp_path / "store"), open_store(tmp_path / "store")
+    shows = root.sample(store.keys[0])["shows"]
+    assert {one["what"] for one in shows} >= {"rgb", "depth"} and {one["kind"] for one in shows} == {"picture"}
+    for one in shows:
+        assert root.plane(store.keys[0], one["what"], "", 0).values.shape[:2] == store.read(store.keys[0])["rgb"].shape[:2]
+    scale = root.plane(store.keys[0], "depth", "", 0).scale
+    assert scale is not None and scale["unit"] != "m"
 
 
 def test_the_scale_of_distances_ends_at_the_truncation(world: Path, store: Store) -> None:
