@@ -2,7 +2,6 @@
 
 import asyncio
 import fcntl
-import socket
 import threading
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -22,12 +21,11 @@ from scenemill.pipelines.jobs_service import make_app
 from scenemill.pipelines.jobs_store import JobStore
 from scenemill.pipelines.jobs_token import make_token
 from scenemill.pipelines.jobs_worker import JobWorker
+from scenemill.pipelines.web_access import ANY, HOME, bind, url_of
 from scenemill.schemas.errors import ConfigError, Conflict
 
 PORT: Final = 8090
 
-_HERE: Final = frozenset({"127.0.0.1", "localhost", "::1"})
-_ANY: Final = ("0.0.0.0", "::", "")
 _CONNECTIONS: Final = 128
 _HEAD_S: Final = 10.0  # for the head of a request to arrive
 _PATIENCE_S: Final = 2  # for answers under way when the service ends
@@ -67,7 +65,7 @@ class JobServiceConfig:
             raise ConfigError(f"serve-jobs: {self.slots} slots; give 0 to 1024")
         if not 0 <= self.grace_s <= 86400:
             raise ConfigError(f"serve-jobs: grace {self.grace_s:g} s; give 0 to 86400")
-        if self.host in _ANY and not self.names:
+        if self.host in ANY and not self.names:
             raise ConfigError("serve-jobs: at any address, name with --name the hosts that requests are addressed to")
 
 
@@ -88,17 +86,16 @@ class JobService:
         config.home.chmod(0o700)
         with ExitStack() as held:
             held.enter_context(_hold(config.home))
-            address = held.enter_context(_bind(config.host, config.port))
+            address = held.enter_context(bind(config.host, config.port, _CONNECTIONS, "serve-jobs"))
             store = held.enter_context(closing(JobStore(config.home / "jobs.sqlite")))
             token = make_token(config.home)
             self._held = held.pop_all()
         self._worker = JobWorker(store, roots, config.home.resolve(), config.slots, config.grace_s)
         metrics = JobMetrics(store, config.slots)
         app = make_app(JobDesk(store, roots, self._worker.wake), metrics)
-        names = frozenset({config.host, *config.names, *(_HERE if config.host in _HERE else ())}) - set(_ANY)
+        names = frozenset({config.host, *config.names, *(HOME if config.host in (*HOME, *ANY) else ())}) - set(ANY)
         guard = JobGuard(app, JobAccess(names, token, _HEAD_S))
-        shown = f"[{config.host}]" if ":" in config.host else config.host or "0.0.0.0"
-        self.url = f"http://{shown}:{address.getsockname()[1]}"
+        self.url = url_of(config.host, address)
         self._server = uvicorn.Server(_settings(metrics.watch(guard)))
         self._serve = partial(self._server.run, sockets=[address])
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -185,11 +182,3 @@ def _hold(home: Path) -> IO[str]:
         lock.close()
         raise Conflict(f"home {home}: another service has it; end that one, or give another --home") from error
     return lock
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
-    except OSError as error:
-        raise ConfigError(f"serve-jobs: cannot serve at {host}, port {port} ({error}); --port 0 takes a free one") from error

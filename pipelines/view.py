@@ -3,7 +3,6 @@
 import logging
 import os
 import secrets
-import socket
 import threading
 from dataclasses import dataclass
 from os import PathLike
@@ -16,12 +15,9 @@ import uvicorn
 from scenemill.pipelines.view_guard import Access
 from scenemill.pipelines.view_roots import Roots
 from scenemill.pipelines.view_server import make_app
+from scenemill.pipelines.web_access import ANY, HOME, bind, url_of
 from scenemill.schemas.errors import ConfigError
 
-HOME: Final = ("127.0.0.1", "localhost", "::1")
-"""Hosts that only this machine reaches."""
-
-_ANY: Final = ("0.0.0.0", "::", "")
 _CONNECTIONS: Final = 256
 _PATIENCE_S: Final = 2  # for answers under way when the viewer ends
 
@@ -73,13 +69,12 @@ class Viewer:
         os.environ.setdefault("USDC_USE_PREAD", "1")  # else usd-core maps files, and one cut short ends the process when it is read
         logging.getLogger("scenemill.trainers.timelapse_parser").setLevel(logging.CRITICAL)  # the page says what it says, once
         self.roots = Roots(config.paths, config.poll_s)
-        self._socket = _bind(config.host, config.port)
+        self._socket = bind(config.host, config.port, _CONNECTIONS, "view")
         port = self._socket.getsockname()[1]
         token = config.token or ("" if config.host in HOME else secrets.token_hex(16))
-        names = None if config.host in _ANY else frozenset({config.host, *(HOME if config.host in HOME else ())})
+        names = None if config.host in ANY else frozenset({config.host, *(HOME if config.host in HOME else ())})
         app = make_app(self.roots, Access(names, token, f"scenemill_{port}"))
-        shown = "127.0.0.1" if config.host in _ANY else config.host
-        self.url = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/{f'?token={token}' if token else ''}"
+        self.url = f"{url_of(config.host, self._socket)}/{f'?token={token}' if token else ''}"
         self._server = uvicorn.Server(_settings(app))
         self._thread = threading.Thread(target=self.run, daemon=True)
 
@@ -137,13 +132,3 @@ def _settings(app: object) -> uvicorn.Config:
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_PATIENCE_S,
     )
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
-    except OSError as error:
-        raise ConfigError(
-            f"view: cannot serve at {host or 'any address'}, port {port} ({error}); --port 0 takes a free one"
-        ) from error

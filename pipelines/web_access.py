@@ -2,10 +2,20 @@
 
 import hmac
 import json
+import socket
 from collections.abc import Collection, Mapping
+from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.types import Message, Scope, Send
+
+from scenemill.schemas.errors import ConfigError
+
+HOME: Final = ("127.0.0.1", "localhost", "::1")
+"""Hosts that only this machine reaches."""
+
+ANY: Final = ("0.0.0.0", "::", "")
+"""Hosts that stand for every address of this machine."""
 
 
 def is_addressed(host: str, names: Collection[str] | None) -> bool:
@@ -27,6 +37,32 @@ def is_addressed(host: str, names: Collection[str] | None) -> bool:
 def is_token(given: str, token: str) -> bool:
     """Whether what was given is the token, in a time that does not tell how much of it is right; nothing is the empty token."""
     return bool(token) and hmac.compare_digest(given.encode(), token.encode())
+
+
+def bind(host: str, port: int, backlog: int, command: str) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: the address.
+        port: 0 for a free one.
+        backlog: connections that may wait.
+        command: what messages call the server.
+
+    Raises:
+        ConfigError: the address is not this machine's, or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=backlog)
+    except OSError as error:
+        where = f"{host or 'any address'}, port {port}"
+        raise ConfigError(f"{command}: cannot serve at {where} ({error}); --port 0 takes a free one") from error
+
+
+def url_of(host: str, address: socket.socket) -> str:
+    """Where a server is asked from this machine, without a slash at the end."""
+    shown = "127.0.0.1" if host in ANY else host
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{address.getsockname()[1]}"
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
