@@ -22,6 +22,7 @@ _SILENT: Final = [
     (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
     (os.POSIX_SPAWN_DUP2, 1, 2),
 ]
+_WIDE: Final = "160"  # columns of tables in logs
 _SHOWN: Final = 300  # characters of a log's last line
 _TAIL_BYTE: Final = 4096
 
@@ -59,7 +60,7 @@ class JobProcess:
         told = {"arguments": command.arguments, "folder": str(self._folder / RESULTS), "results": dict(command.results)}
         write_json(self._folder / COMMAND, told)
         known = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
-        own = {"SCENEMILL_CACHE": str(cache), **known, _MARK: self._folder.name, "PYTHONUNBUFFERED": "1"}
+        own = {"SCENEMILL_CACHE": str(cache), "COLUMNS": _WIDE, **known, _MARK: self._folder.name, "PYTHONUNBUFFERED": "1"}
         arguments = [sys.executable, "-m", "scenemill.pipelines.jobs_run", str(self._folder)]
         self._child = os.posix_spawn(sys.executable, arguments, own, file_actions=_SILENT, setsid=True)
 
