@@ -25,6 +25,7 @@ LABELS: Final = {1: ("lower third", (66, 133, 190)), 2: ("middle third", (232, 1
 """What the ids mean."""
 
 _POINTS: Final = 4000
+_WIDTH: Final = 0.012  # of a point
 _GRID: Final = 32
 _EVERY: Final = 10
 
@@ -106,7 +107,12 @@ def _write_truth(log: Timelapse, subjects: Sequence[_Subject]) -> None:
     )
     points = [one.points for one in subjects]
     log.add_pointcloud_batch(
-        0, "input", points, [_colors(part) for part in points], semantic_ids=[_thirds(part) for part in points]
+        0,
+        "input",
+        points,
+        [_colors(part) for part in points],
+        semantic_ids=[_thirds(part) for part in points],
+        widths=[_WIDTH] * len(points),
     )
 
 
@@ -123,7 +129,8 @@ def _write_outputs(log: Timelapse, subjects: Sequence[_Subject], time: int, shar
     )
     points = [one.points_at(share) for one in subjects]
     ids = [_thirds(one.points) for one in subjects]
-    log.add_pointcloud_batch(time, "output", points, [_colors(one.points) for one in subjects], semantic_ids=ids)
+    colors = [_colors(one.points) for one in subjects]
+    log.add_pointcloud_batch(time, "output", points, colors, semantic_ids=ids, widths=[_WIDTH] * len(points))
     grids = [_voxels(part, own) for part, own in zip(points, ids, strict=True)]
     log.add_voxelgrid_batch(time, "output", [grid > 0 for grid in grids], semantic_ids=grids, centered=True)
 
