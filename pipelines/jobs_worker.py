@@ -51,7 +51,7 @@ class JobWorker:
         self._thread.start()
 
     def wake(self) -> None:
-        """Look at once: something has changed."""
+        """Look at once: a job was created, cancelled or resumed."""
         self._wake.set()
 
     def close(self) -> None:
@@ -72,12 +72,18 @@ class JobWorker:
 
     def _run(self) -> None:
         while not self._ending:
-            try:
-                self.step()
-            except Exception:
-                _LOG.exception("a look at the jobs failed; the next one tries again")
-            self._wake.wait(_LOOK_S)
+            settled = self._look()
+            self._wake.wait(None if settled else _LOOK_S)
             self._wake.clear()
+
+    def _look(self) -> bool:
+        """One look, whatever becomes of it; True where nothing will change until the worker is woken."""
+        try:
+            self.step()
+        except Exception:
+            _LOG.exception("a look at the jobs failed; the next one tries again")
+            return False
+        return not self._held
 
     def _may_start(self, job: Job) -> bool:
         """Whether a job's parent has succeeded. A parent that never will ends the job; one that was interrupted may be resumed."""
