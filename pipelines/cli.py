@@ -14,11 +14,12 @@ import typer
 import scenemill
 from scenemill.pipelines.cli_experiments import register
 from scenemill.pipelines.cli_fit import fit
+from scenemill.pipelines.cli_ingest import Workers
+from scenemill.pipelines.cli_ingest import register as register_ingest
 from scenemill.pipelines.cli_jobs import register as register_jobs
 from scenemill.pipelines.cli_schedule import register as register_schedule
 from scenemill.pipelines.cli_synth import register as register_synth
 from scenemill.pipelines.cli_view import mock_checkpoints, view
-from scenemill.schemas.config import IngestConfig, parse_max_rejected
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
 
 if TYPE_CHECKING:
@@ -33,23 +34,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-SourceName = Annotated[str, typer.Argument(help="front3d, matterport, synthetic_hospital, synthetic_warehouse or views.")]
-Input = Annotated[
-    Path, typer.Option(help="Raw folder: the one that holds data/ and the split lists; of views, the one with 0_rgb.png.")
-]
-Output = Annotated[Path, typer.Option(help="The store: a new folder, or one that holds a store already.")]
-Splits = Annotated[
-    list[str] | None, typer.Option(help="Split lists, by name or NAME=FILE, several by comma. Default: all in the folder.")
-]
-Limit = Annotated[int | None, typer.Option(help="Take at most this many samples, the first in key order.")]
-Workers = Annotated[int, typer.Option(help="Processes on this machine.")]
-MaxRejected = Annotated[
-    str | None, typer.Option(help="Publish only if at most this many samples are rejected: 1% or 20. Default: no limit.")
-]
-Precision = Annotated[str, typer.Option(help="How distances are stored: float32 (lossless), float16 or fixed16.")]
-SamplesPerPart = Annotated[
-    int | None, typer.Option(help="Samples in one part (one shard of each array). Default: 64, or the store's own.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.")]
 Version = Annotated[str | None, typer.Option(help="Id of an older version, or its first digits. Default: the newest.")]
@@ -116,23 +100,6 @@ def _options(
     pass
 
 
-def _config(
-    source: str,
-    input: Path,
-    output: Path | None,
-    splits: list[str] | None,
-    limit: int | None,
-    workers: int,
-    max_rejected: str | None,
-    precision: str = "float32",
-    samples_per_part: int | None = None,
-    repair: bool = False,
-) -> IngestConfig:
-    names = tuple(name.strip() for given in splits or () for name in given.split(",") if name.strip())
-    allowed = parse_max_rejected(max_rejected) if max_rejected is not None else None
-    return IngestConfig(source, input, output, names, limit, workers, allowed, precision, samples_per_part, repair)
-
-
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on a terminal, a line for every tenth in a log, nothing for machines."""
@@ -182,75 +149,7 @@ def _say(document: Any, as_json: bool, lines: Callable[["Console"], None]) -> No
         lines(_console())
 
 
-@app.command()
-def plan(
-    source: SourceName,
-    input: Input,
-    output: Annotated[Path | None, typer.Option(help="The store it would go to; nothing is written.")] = None,
-    splits: Splits = None,
-    limit: Limit = None,
-    workers: Workers = 1,
-    max_rejected: MaxRejected = None,
-    precision: Precision = "float32",
-    samples_per_part: SamplesPerPart = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what an ingest would do: samples, parts, bytes and minutes, from a rate measured on a few samples. Writes nothing."""
-    from scenemill.pipelines.forecast import forecast
-    from scenemill.pipelines.human import print_forecast
-
-    config = _config(source, input, output, splits, limit, workers, max_rejected, precision, samples_per_part)
-    with _progress(as_json) as on_progress:
-        expected = forecast(config, on_progress)
-    _say(expected, as_json, lambda console: print_forecast(console, expected))
-
-
-@app.command()
-def ingest(
-    source: SourceName,
-    input: Input,
-    output: Output,
-    splits: Splits = None,
-    limit: Limit = None,
-    workers: Workers = 1,
-    max_rejected: MaxRejected = None,
-    precision: Precision = "float32",
-    samples_per_part: SamplesPerPart = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Verify the store first, and build damaged parts anew.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Check every sample of a raw folder and publish the good ones in a store. Run again, it goes on where it was stopped."""
-    from scenemill.pipelines.human import print_outcome
-    from scenemill.pipelines.ingest import ingest as run
-
-    config = _config(source, input, output, splits, limit, workers, max_rejected, precision, samples_per_part, repair)
-    with _progress(as_json) as on_progress:
-        outcome = run(config, on_progress)
-    figures = {name: value for name, value in vars(outcome).items() if name not in ("findings", "samples", "expected")}
-    _say({"store": str(output), **figures}, as_json, lambda console: print_outcome(console, output, outcome))
-
-
-@app.command()
-def validate(
-    source: SourceName,
-    input: Input,
-    splits: Splits = None,
-    limit: Limit = None,
-    workers: Workers = 1,
-    max_rejected: Annotated[str, typer.Option(help="Exit 3 if more samples than this are rejected: 1% or 20.")] = "0",
-    report: Annotated[Path | None, typer.Option(help="Folder for the tables of samples and findings, and the data docs.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check every sample of a raw folder and say what is wrong with it; nothing is converted."""
-    from scenemill.pipelines.human import print_validation, validation_json
-    from scenemill.pipelines.validate import validate as run
-
-    config = _config(source, input, None, splits, limit, workers, max_rejected)
-    with _progress(as_json) as on_progress:
-        result = run(config, report, on_progress)
-    _say(validation_json(result), as_json, lambda console: print_validation(console, result, report))
-    if result.rejected > config.rejected_allowed(result.folder.listed) or result.expected.blocks or not result.passed:
-        raise typer.Exit(3)
+register_ingest(app, _progress, _say)
 
 
 @app.command()

@@ -110,13 +110,15 @@ def build_part(source: Source, layout: Layout, store: Path, token: str, part: Pa
     return (pa.table({"part": [part.id]}),)
 
 
-def ingest(config: IngestConfig, on_progress: OnProgress = no_progress, runner: RunnerConfig = LOCAL) -> Outcome:
+def ingest(config: IngestConfig, on_progress: OnProgress = no_progress, runner: RunnerConfig = LOCAL, *, built: int = 0) -> Outcome:
     """Convert a raw folder into a store and publish it, or add to the store what is new.
 
     Args:
         config: of the run.
         on_progress: told how far it is.
-        runner: where parts are built: local, dask or portable. All else is done here, publishing once and last.
+        runner: where parts are built: local, dask or portable. All else is done here, publishing once and last. (dataflow: this is
+            the job's last step; see ``runner_graph``.)
+        built: parts that the job of this run built already.
 
     Raises:
         ConfigError: the call, the folder, the store's settings or the runner do not fit.
@@ -134,7 +136,7 @@ def ingest(config: IngestConfig, on_progress: OnProgress = no_progress, runner: 
         with run.stage("build"):
             receipts = _build(config, folder, plan, finished, token, on_progress, runner)
         draft = _draft(config.output, folder, plan, receipts)
-        outcome = _outcome(folder, plan, receipts, draft, built=len(plan.parts) - len(finished))
+        outcome = _outcome(folder, plan, receipts, draft, built=built + len(plan.parts) - len(finished))
         base = plan.base
         if base is not None and draft.manifest["tables"] == base.manifest["tables"]:
             if config.repair:

@@ -3,10 +3,10 @@
 Not Beam's own runner for Dask: that loses elements without an error where a graph has branches, files or windows.
 """
 
+import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from typing import Any, Final
 from uuid import uuid4
 
@@ -37,7 +37,7 @@ def run_on_dask(label: str, work: Work[Group], todo: Sequence[tuple[int, Group]]
             for number, some in enumerate(_share(todo, sum(client.nthreads().values())))
         ]
         try:
-            for future in as_completed(futures):
+            for future in as_completed(futures, loop=client.loop):
                 future.result()
         except KilledWorker as error:
             raise TransientError(
@@ -56,6 +56,7 @@ def _share(todo: Sequence[tuple[int, Group]], workers: int) -> list[Sequence[tup
 
 def _do(label: str, work: Work[Any], todo: Sequence[tuple[int, Any]]) -> int:
     """One task, on a worker: a Beam pipeline within its process, which reads into arrays of its own."""
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what it logs of a failure, the driver tells
     with _one_at_a_time:  # a worker of several threads has one process, and so one pipeline at a time
         run_here(label, work, todo, 1)
     return len(todo)
@@ -75,5 +76,7 @@ def _cluster(address: str) -> Iterator[Any]:
         try:
             client.wait_for_workers(1, timeout=_PATIENCE_S)
         except TimeoutError as error:
-            raise ConfigError(f"--dask-address {address}: the scheduler has no workers; start some: dask worker {address}") from error
+            raise ConfigError(
+                f"--dask-address {address}: the scheduler has no workers; start some: dask worker {address}"
+            ) from error
         yield client

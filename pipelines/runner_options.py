@@ -46,7 +46,7 @@ class RunnerConfig:
         package: dataflow: a wheel of scenemill that replaces the image's.
         machine_type, max_workers: dataflow: of the workers; None for the service's choice.
         dry_run: dataflow: tell what would be submitted, and submit nothing.
-        beam_options: portable, dataflow: further options of Beam, ``NAME=VALUE``.
+        beam_options: portable, dataflow: further options of Beam, ``NAME=VALUE``, or ``NAME`` of a switch.
 
     Raises:
         ConfigError: no such runner, an option that says nothing to it, or one that it needs and lacks.
@@ -79,9 +79,6 @@ class RunnerConfig:
                 raise ConfigError(f"--runner {self.runner} needs {_flag(field.name)}")
         if self.runner == "portable" and (self.worker_pool is None) == (self.image is None):
             raise ConfigError("--runner portable needs either --worker-pool or --image, to know where its workers come from")
-        for option in self.beam_options:
-            if "=" not in option:
-                raise ConfigError(f"--beam-option {option!r}: give NAME=VALUE")
         if self.max_workers is not None and self.max_workers < 1:
             raise ConfigError(f"--max-workers is {self.max_workers}; it must be at least 1")
 

@@ -1,8 +1,11 @@
 """Beam runners behind a job service (Flink, Spark, Beam's own): options, and a look at whether the service is there."""
 
+import contextlib
 import difflib
+import io
 import socket
 from collections.abc import Sequence
+from typing import Final
 
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.portable_runner import PortableRunner
@@ -10,7 +13,7 @@ from apache_beam.runners.portability.portable_runner import PortableRunner
 from scenemill.pipelines.runner_options import RunnerConfig
 from scenemill.schemas.errors import ConfigError
 
-_PATIENCE_S = 5.0
+_PATIENCE_S: Final = 5.0
 
 
 def portable_runner(runner: RunnerConfig) -> PortableRunner:
@@ -42,19 +45,30 @@ def portable_options(runner: RunnerConfig) -> PipelineOptions:
 
 
 def beam_options(flags: Sequence[str], more: Sequence[str]) -> PipelineOptions:
-    """Options of Beam from flags of ours and ``NAME=VALUE`` of the user's; "true" and "false" switch what is a switch.
+    """Options of Beam: flags of ours, then the user's, ``NAME=VALUE`` or ``NAME``.
 
     Raises:
-        ConfigError: Beam has no option of this name.
+        ConfigError: Beam has no option of this name, or does not take its value.
+
+    >>> beam_options(["--job_name=a"], ["num_workers=2"]).get_all_options(drop_default=True)
+    {'job_name': 'a', 'num_workers': 2}
     """
     known = PipelineOptions([]).get_all_options()
     for option in more:
-        name, _, value = option.partition("=")
+        name = option.partition("=")[0]
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            raise ConfigError(f"--beam-option {option}: Beam has no option {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        flags = [*flags, *([f"--{name}"] if known[name] is False and value == "true" else [f"--{name}={value}"])]
-    return PipelineOptions(list(flags))
+            raise ConfigError(
+                f"--beam-option {option}: Beam has no option {name!r}" + (f"; did you mean {near[0]}?" if near else "")
+            )
+    options = PipelineOptions([*flags, *(f"--{option}" for option in more)])
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options.get_all_options()
+    except SystemExit as error:
+        raise ConfigError(f"--beam-option: {said.getvalue().strip().splitlines()[-1].partition('error: ')[2]}") from error
+    return options
 
 
 def _reach(flag: str, address: str) -> None:

@@ -53,6 +53,7 @@ class Work(Generic[Group]):
     software: str
 
     def __call__(self, numbered: tuple[int, Group]) -> int:
+        """Do one numbered group, and return its number."""
         number, group = numbered
         try:
             self._check_place()

@@ -26,7 +26,7 @@ from scenemill.pipelines.runner_work import (
     read_results,
     software,
 )
-from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.errors import Conflict
 
 
 def local_runner(options: PipelineOptions) -> fn_runner.FnApiRunner:
@@ -72,7 +72,7 @@ def run_groups(
         workers: of the local runner; 1 runs inside this process.
         on_done: called now and then with the number of groups done.
         resume: True to take over what ``folder`` holds of these very groups from a run that was broken off, and leave it there.
-        runner: where: local, dask or portable.
+        runner: where: local, dask or portable. On dataflow all work is done by the job, and none may be left.
         seen: what workers on other machines must see beside ``folder``.
 
     Raises:
@@ -112,12 +112,10 @@ def _run(label: str, work: Work[Group], todo: Sequence[tuple[int, Group]], worke
     elif runner.runner == "local":
         run_here(label, work, todo, workers, threads=runner.threads)
     else:
-        raise ConfigError(f"--runner {runner.runner} is for ingest, which is submitted to it whole")
+        raise Conflict(f"{len(todo)} groups of work that the job on {runner.runner} did not do: its input changed; submit it again")
 
 
-def run_here(
-    label: str, work: Work[Group], todo: Sequence[tuple[int, Group]], workers: int, *, threads: bool = False
-) -> None:
+def run_here(label: str, work: Work[Group], todo: Sequence[tuple[int, Group]], workers: int, *, threads: bool = False) -> None:
     """Do numbered groups of work on this machine."""
     workers = min(workers, len(todo))
     options = local_options(workers, threads=threads)
