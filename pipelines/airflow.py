@@ -69,7 +69,7 @@ def make_dag(path: Path, schedule: ScheduleConfig, command: Sequence[str]) -> "D
 
         delay, length = parse_duration(schedule.retry_delay), parse_duration(schedule.timeout) if schedule.timeout else None
         make_task = task(retries=schedule.retries, retry_delay=delay, execution_timeout=length, **told)
-        make_task(convert)("{{ (data_interval_end or dag_run.run_after).isoformat() }}")
+        make_task(convert)("{{ (dag_run.data_interval_end or dag_run.run_after).isoformat() }}")
     return dag
 
 

@@ -1,11 +1,12 @@
 """One conversion in a process of its own, so that a kill or a loss of memory takes that run alone.
 
-The process is told what to do by a line of JSON on its input and answers with one on its output. It lives as long as its input is
+The process is told what to do on its input and answers with a line of JSON on its output. It lives as long as its input is
 open: when the scheduler goes, in whatever way, it goes as well, with its workers.
 """
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +43,7 @@ def convert_apart(config: IngestConfig, log: Path, timeout_s: float | None = Non
             _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=told, pass_fds=kept, process_group=0
         ) as process,
     ):
-        answer = _exchange(process, f"{json.dumps(asdict(config), default=str)}\n".encode(), timeout_s)
+        answer = _exchange(process, pickle.dumps(config), timeout_s)
     seconds = time.monotonic() - began
     if answer:
         return Result(**json.loads(answer), seconds=seconds)
@@ -74,9 +74,9 @@ def main() -> None:
     """Convert what the input says, and answer; run as a process by ``convert_apart``."""
     answer = os.dup(1)
     os.dup2(2, 1)  # whatever libraries print is for the log
-    request = json.loads(sys.stdin.buffer.readline())
+    config = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_input, daemon=True).start()
-    os.write(answer, json.dumps(_convert(request)).encode())
+    os.write(answer, json.dumps(_convert(config)).encode())
 
 
 def _end_with_input() -> None:
@@ -86,13 +86,12 @@ def _end_with_input() -> None:
     os._exit(1)  # not the head of a group: started by hand
 
 
-def _convert(request: dict[str, Any]) -> dict[str, Any]:
+def _convert(config: IngestConfig) -> dict[str, Any]:
     from scenemill.pipelines.ingest import ingest
     from scenemill.pipelines.progress import log_lines
 
-    paths = {name: Path(request[name]) for name in ("input", "output")}
     try:
-        outcome = ingest(IngestConfig(**{**request, **paths, "splits": tuple(request["splits"])}), log_lines)
+        outcome = ingest(config, log_lines)
     except Exception as error:
         if not isinstance(error, SceneMillError):
             traceback.print_exc()
