@@ -11,7 +11,7 @@ setup: .venv/ready
 .venv/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "torch>=2.6,<=2.13.0"
-	$(BIN)/pip install --quiet --editable ".[ingest,train,tables,view,schedule,jobs,dev]"
+	$(BIN)/pip install --quiet --editable ".[ingest,dask,gcp,train,tables,view,schedule,jobs,dev]"
 	touch .venv/ready
 
 demo: setup

@@ -175,8 +175,10 @@ def _ingest(config: IngestConfig, runner: RunnerConfig, as_json: bool, progress:
         return
     with progress(as_json) as on_progress:
         outcome = ingest(config, on_progress, runner)
+    assert config.output is not None
+    store = config.output
     figures = {name: value for name, value in vars(outcome).items() if name not in ("findings", "samples", "expected")}
-    say({"store": str(config.output), **figures}, as_json, lambda console: print_outcome(console, config.output, outcome))
+    say({"store": str(store), **figures}, as_json, lambda console: print_outcome(console, store, outcome))
 
 
 def _print_job(console: Any, job: Any) -> None:

@@ -110,15 +110,22 @@ def build_part(source: Source, layout: Layout, store: Path, token: str, part: Pa
     return (pa.table({"part": [part.id]}),)
 
 
-def ingest(config: IngestConfig, on_progress: OnProgress = no_progress, runner: RunnerConfig = LOCAL, *, built: int = 0) -> Outcome:
+def ingest(
+    config: IngestConfig,
+    on_progress: OnProgress = no_progress,
+    runner: RunnerConfig = LOCAL,
+    *,
+    built_by: str = "",
+    built: int = 0,
+) -> Outcome:
     """Convert a raw folder into a store and publish it, or add to the store what is new.
 
     Args:
         config: of the run.
         on_progress: told how far it is.
-        runner: where parts are built: local, dask or portable. All else is done here, publishing once and last. (dataflow: this is
-            the job's last step; see ``runner_graph``.)
-        built: parts that the job of this run built already.
+        runner: where parts are built: local, dask or portable. All else is done here, publishing once and last.
+        built_by: the runner whose job built the parts, where this is the last step of such a job; see ``runner_graph``.
+        built: parts that this job built.
 
     Raises:
         ConfigError: the call, the folder, the store's settings or the runner do not fit.
@@ -130,7 +137,7 @@ def ingest(config: IngestConfig, on_progress: OnProgress = no_progress, runner: 
     if runner.runner != "local" and config.workers > 1:
         raise ConfigError(f"--workers {config.workers} says nothing to --runner {runner.runner}, which has workers of its own")
     with publish.locked(config.output) as token:
-        run = Run(config, "ingest", runner.runner)
+        run = Run(config, "ingest", built_by or runner.runner)
         with run.stage("list"):
             folder, plan, finished = survey(config, on_progress)
         with run.stage("build"):

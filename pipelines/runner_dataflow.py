@@ -64,7 +64,7 @@ def run_on_dataflow(config: IngestConfig, runner: RunnerConfig) -> Job:
 
     service = DataflowRunner()
     pipeline = beam.Pipeline(runner=service, options=options)
-    ingest_graph(pipeline, config, runner)
+    ingest_graph(pipeline, config)
     submitted = pipeline.run()
     job = _describe(config, options, service.proto_pipeline)
     if not isinstance(submitted, DataflowPipelineResult):

@@ -12,7 +12,6 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from scenemill.pipelines.ingest import build_part, ingest, survey
-from scenemill.pipelines.runner_options import RunnerConfig
 from scenemill.pipelines.runner_work import software
 from scenemill.pipelines.runners import spread_work
 from scenemill.schemas.config import IngestConfig
@@ -26,13 +25,12 @@ Build = tuple[Source, Layout, PartPlan]
 """What it takes to build one part, beside the store."""
 
 
-def ingest_graph(pipeline: beam.Pipeline, config: IngestConfig, runner: RunnerConfig) -> beam.PCollection:
+def ingest_graph(pipeline: beam.Pipeline, config: IngestConfig) -> beam.PCollection:
     """Add an ingest to a pipeline.
 
     Args:
         pipeline: with any runner whose workers reach the input and the output.
         config: of the run, with an output.
-        runner: for the runs table.
 
     Returns:
         One element: the id of the version that was published.
@@ -41,7 +39,7 @@ def ingest_graph(pipeline: beam.Pipeline, config: IngestConfig, runner: RunnerCo
     parts = settings | "List parts" >> beam.FlatMap(list_parts)
     built = spread_work("Build parts", _BuildPart(config), parts)
     counted = built | "Wait for all parts" >> beam.combiners.Count.Globally()
-    return counted | "Publish" >> beam.Map(publish_parts, config, runner)
+    return counted | "Publish" >> beam.Map(publish_parts, config)
 
 
 def list_parts(settings: tuple[IngestConfig, str]) -> Iterator[Build]:
@@ -83,8 +81,12 @@ class _BuildPart:
         return part.id
 
 
-def publish_parts(built: int, config: IngestConfig, runner: RunnerConfig) -> str:
-    """Publish what the workers built.
+def publish_parts(built: int, config: IngestConfig) -> str:
+    """Publish what the workers built; should raw files have changed meanwhile, build what that makes new.
+
+    Args:
+        built: number of parts.
+        config: of the run.
 
     Returns:
         The id of the version.
@@ -92,6 +94,6 @@ def publish_parts(built: int, config: IngestConfig, runner: RunnerConfig) -> str
     Raises:
         TooManyRejected: more than the settings allow.
     """
-    version = ingest(config, runner=runner, built=built).version
+    version = ingest(config, built_by="dataflow", built=built).version
     assert version is not None
     return version

@@ -26,7 +26,7 @@ from scenemill.pipelines.runner_work import (
     read_results,
     software,
 )
-from scenemill.schemas.errors import Conflict
+from scenemill.schemas.errors import ConfigError
 
 
 def local_runner(options: PipelineOptions) -> fn_runner.FnApiRunner:
@@ -72,7 +72,7 @@ def run_groups(
         workers: of the local runner; 1 runs inside this process.
         on_done: called now and then with the number of groups done.
         resume: True to take over what ``folder`` holds of these very groups from a run that was broken off, and leave it there.
-        runner: where: local, dask or portable. On dataflow all work is done by the job, and none may be left.
+        runner: where: local, dask or portable.
         seen: what workers on other machines must see beside ``folder``.
 
     Raises:
@@ -112,7 +112,7 @@ def _run(label: str, work: Work[Group], todo: Sequence[tuple[int, Group]], worke
     elif runner.runner == "local":
         run_here(label, work, todo, workers, threads=runner.threads)
     else:
-        raise Conflict(f"{len(todo)} groups of work that the job on {runner.runner} did not do: its input changed; submit it again")
+        raise ConfigError(f"runner {runner.runner} takes an ingest as a whole: use run_on_dataflow")
 
 
 def run_here(label: str, work: Work[Group], todo: Sequence[tuple[int, Group]], workers: int, *, threads: bool = False) -> None:

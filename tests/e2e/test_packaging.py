@@ -33,7 +33,8 @@ def test_a_built_wheel_holds_every_module_and_runs(tmp_path: Path) -> None:
     assert len(specs) == 8
     page = {f"scenemill/pipelines/{path.relative_to(ROOT / 'pipelines').as_posix()}" for path in PAGE.rglob("*") if path.is_file()}
     assert len(page) > 10
-    assert held == {*modules, *specs, *page, "scenemill/py.typed"}
+    template = {f"scenemill/pipelines/shipped/dataflow/{name}" for name in ("Dockerfile", "metadata.json", "main.py")}
+    assert held == {*modules, *specs, *page, *template, "scenemill/py.typed"}
     script = "import scenemill, scenemill.pipelines.cli, scenemill.transforms.worlds; print(scenemill.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)

@@ -21,6 +21,7 @@ MAY_IMPORT = {
 }
 HOMES = {
     "apache_beam": ("pipelines/",),
+    "distributed": ("pipelines/runner_dask.py",),
     "torch": ("trainers/",),
     "great_expectations": ("validators/suites.py",),
     "zarr": ("transforms/store.py",),
