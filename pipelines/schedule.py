@@ -9,6 +9,7 @@ scheduler then queues the runs again that were under way. Stores are safe to wri
 """
 
 import fcntl
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -202,6 +203,7 @@ class Scheduler:
             executors={"default": ThreadPoolExecutor(at_once + len(self._schedules))},
             job_defaults={"coalesce": True, "misfire_grace_time": None, "max_instances": 1},
         )
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # it warns every second of a worker that is at work
         failed: list[BaseException] = []
 
         def stop(event: "JobExecutionEvent") -> None:

@@ -69,6 +69,7 @@ def test_lists_pauses_and_backfills_are_told_to_a_running_scheduler(front3d_worl
             scheduler.send_signal(signal.SIGINT)
             said = scheduler.communicate(timeout=60)[1]
     assert scheduler.returncode == 130, said
+    assert all(line[10:11] == " " and line[19:22] == "Z  " for line in said.splitlines()), said  # nothing but our own lines
     assert "stopped; what was under way is run again" in said
     (row,) = history(folder)
     assert (row["interval_start"], row["state"], row["alert"]) == ("2026-01-05 00:00:00+00:00", "succeeded", "sent")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from apscheduler.triggers.interval import IntervalTrigger
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -262,6 +263,24 @@ def test_a_state_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder" / "schedule.db").mkdir(parents=True)
     with pytest.raises(ConfigError, match="cannot be used"):
         open_runs(tmp_path / "folder")
+
+
+def test_by_the_clock_intervals_are_looked_for_when_they_are_due(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that ticks every second, and hours that pass while runs are under way."""
+
+    def hour_long(_: IngestConfig) -> Result:
+        if plant.hours == 3:
+            raise RuntimeError("the end of the test")
+        plant.hours += 1
+        return Result(stored=1, rejected=0, version="a")
+
+    monkeypatch.setattr("scenemill.pipelines.schedule.make_trigger", lambda _: IntervalTrigger(seconds=1))
+    plant.hours, plant.convert = 1, hour_long
+    with pytest.raises(RuntimeError, match="the end of the test"):
+        plant.scheduler.run()
+    assert plant.rows() == [(0, "succeeded", 1), (1, "succeeded", 1), (2, "running", 1)]
+    plant.start()
+    assert plant.rows()[-1] == (2, "queued", 0)
 
 
 STEPS: Final = ("hour", "work", "fail", "kill before", "kill after", "kill in look")

@@ -154,7 +154,8 @@ def test_paused_schedules_rest(runs: RunTable) -> None:
     queue(runs, "a", 0)
     runs.pause("a")
     runs.pause("a")
-    assert (runs.paused(), runs.claim(["a"], at(9))) == ({"a"}, None)
+    assert runs.paused() == {"a"}
+    assert runs.claim(["a"], at(9)) is None
     runs.resume("a")
     assert (runs.paused(), claim(runs, "a").schedule) == (frozenset(), "a")
 
