@@ -125,9 +125,10 @@ class Scheduler:
             return
         now, newest = self._now(), self.runs.newest_due(schedule.name)
         since = schedule.begins if newest is None else newest.interval_end
-        for interval in self._due(schedule, since, now):
-            if self._queue(schedule, interval, now) and newest is not None and schedule.catch_up == "latest":
-                self._say_passed(schedule, since, interval.start)
+        due = self._due(schedule, since, now)
+        if self._queue(schedule, due, now) and newest is not None and schedule.catch_up == "latest":
+            self._say_passed(schedule, since, due[0].start)
+        self._tell()
 
     def _due(self, schedule: ScheduleConfig, since: datetime, now: datetime) -> list[Interval]:
         """The intervals that are over, of those that begin at ``since`` or later: all, or the latest."""
@@ -136,11 +137,12 @@ class Scheduler:
         latest = latest_interval(schedule, now)
         return [latest] if latest is not None and latest.start >= since else []
 
-    def _queue(self, schedule: ScheduleConfig, interval: Interval, now: datetime) -> bool:
-        store = _store(schedule, interval)
-        if schedule.overlap == "skip":
-            return self.runs.queue_or_skip(schedule.name, interval, store, now, alert=_is_told(schedule, "skipped"))
-        return self.runs.queue(schedule.name, interval, DUE, store, now)
+    def _queue(self, schedule: ScheduleConfig, due: Sequence[Interval], now: datetime) -> int:
+        placed = _placed(schedule, due)
+        if schedule.overlap == "wait":
+            return self.runs.queue(schedule.name, placed, DUE, now)
+        told = _is_told(schedule, "skipped")
+        return sum(self.runs.queue_or_skip(schedule.name, interval, store, now, alert=told) for interval, store in placed)
 
     def _say_passed(self, schedule: ScheduleConfig, since: datetime, until: datetime) -> None:
         if passed := sum(1 for _ in intervals(schedule, since, until)):
@@ -235,11 +237,9 @@ def queue_backfill(
     Returns:
         How many.
     """
-    count = 0
-    for interval in intervals(schedule, since, min(until, now)):
-        new = runs.queue(schedule.name, interval, BACKFILL, _store(schedule, interval), now)
-        count += new or runs.queue_again(schedule.name, interval, now, again)
-    return count
+    past = list(intervals(schedule, since, min(until, now)))
+    count = runs.queue(schedule.name, _placed(schedule, past), BACKFILL, now)
+    return count + sum(runs.queue_again(schedule.name, interval, now, again) for interval in past if again)
 
 
 def document(run: ScheduledRun) -> dict[str, Any]:
@@ -254,10 +254,9 @@ def came_to(run: ScheduledRun) -> str:
     return "" if run.seconds is None else run.reason or _figures(run)
 
 
-def _store(schedule: ScheduleConfig, interval: Interval) -> Path:
-    output = schedule.ingest_config(interval).output
-    assert output is not None
-    return output
+def _placed(schedule: ScheduleConfig, due: Sequence[Interval]) -> list[tuple[Interval, Path]]:
+    """Intervals, each with its store."""
+    return [(interval, schedule.store(interval)) for interval in due]
 
 
 def _is_told(schedule: ScheduleConfig, state: str) -> bool:

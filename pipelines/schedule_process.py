@@ -48,7 +48,7 @@ def convert_apart(config: IngestConfig, log: Path, timeout_s: float | None = Non
     if answer:
         return Result(**json.loads(answer), seconds=seconds)
     code = process.returncode
-    ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    ended = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
     late = f" after its timeout of {timeout_s:g} s" if timeout_s is not None and seconds >= timeout_s else ""
     return Result(reason=f"its process {ended}{late}; see {log}", seconds=seconds)
 

@@ -132,40 +132,35 @@ class RunTable:
         finally:
             connection.close()
 
-    def queue(self, schedule: str, interval: Interval, kind: str, store: Path, now: datetime) -> bool:
-        """Add the run of an interval; False where there is one already."""
-        return self._add(schedule, interval, kind, "queued", store, now)
+    def queue(self, schedule: str, placed: Sequence[tuple[Interval, Path]], kind: str, now: datetime) -> int:
+        """Add runs, all or none of them; how many there are more now, for an interval that has one is left as it is.
 
-    def queue_or_skip(self, schedule: str, interval: Interval, store: Path, now: datetime, *, alert: bool) -> bool:
-        """Add the run of a due interval, as skipped if another of the schedule was under way when it came due; False as in ``queue``.
+        Args:
+            schedule: whose.
+            placed: intervals, each with its store.
+            kind: "due" or "backfill".
+            now: the time.
+        """
+        with self._open() as table:
+            table.execute("BEGIN IMMEDIATE")
+            for interval, store in placed:
+                _add(table, schedule, interval, kind, "queued", store, now)
+            table.execute("COMMIT")
+            return table.total_changes
+
+    def queue_or_skip(self, schedule: str, interval: Interval, store: Path, now: datetime, *, alert: bool) -> int:
+        """Add the run of a due interval, as skipped if another of the schedule was under way when it came due; 0 or 1 as in ``queue``.
 
         Args:
             schedule, interval, store, now: of the run.
             alert: whether a skipped run is told.
         """
-        under_way = """SELECT 1 FROM run WHERE schedule = ? AND started <= ? AND (ended IS NULL OR ended > ?)"""
+        under_way = "SELECT 1 FROM run WHERE schedule = ? AND started <= ? AND (ended IS NULL OR ended > ?)"
         due = _text(interval.end)
         with self._open() as table:
             skip = table.execute(under_way, (schedule, due, due)).fetchone() is not None
-        return self._add(schedule, interval, DUE, "skipped" if skip else "queued", store, now, alert=skip and alert)
-
-    def _add(
-        self, schedule: str, interval: Interval, kind: str, state: str, store: Path, now: datetime, *, alert: bool = False
-    ) -> bool:
-        row = {
-            "schedule": schedule,
-            "interval_start": _text(interval.start),
-            "interval_end": _text(interval.end),
-            "kind": kind,
-            "state": state,
-            "store": str(store),
-            "ready": _text(now),
-            "alert": "due" if alert else None,
-        }
-        names = ", ".join(row)
-        with self._open() as table:
-            done = table.execute(f"INSERT OR IGNORE INTO run ({names}) VALUES ({', '.join('?' * len(row))})", tuple(row.values()))
-            return done.rowcount == 1
+            _add(table, schedule, interval, DUE, "skipped" if skip else "queued", store, now, alert=skip and alert)
+            return table.total_changes
 
     def queue_again(self, schedule: str, interval: Interval, now: datetime, states: Sequence[str]) -> bool:
         """Queue a run that has ended, with all its retries; False where its state is none of ``states``."""
@@ -271,6 +266,33 @@ class RunTable:
         """Names of the schedules that rest."""
         with self._open() as table:
             return frozenset(row["schedule"] for row in table.execute("SELECT schedule FROM paused"))
+
+
+def _add(
+    table: sqlite3.Connection,
+    schedule: str,
+    interval: Interval,
+    kind: str,
+    state: str,
+    store: Path,
+    now: datetime,
+    *,
+    alert: bool = False,
+) -> None:
+    row = {
+        "schedule": schedule,
+        "interval_start": _text(interval.start),
+        "interval_end": _text(interval.end),
+        "kind": kind,
+        "state": state,
+        "store": str(store),
+        "ready": _text(now),
+        "alert": "due" if alert else None,
+    }
+    table.execute(
+        f"INSERT OR IGNORE INTO run ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",
+        tuple(row.values()),
+    )
 
 
 def _text(time: datetime) -> str:

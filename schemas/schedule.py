@@ -161,21 +161,24 @@ class ScheduleConfig:
             raise ConfigError(f"{text!r}: allowed is {_TIME}")
         return read if read.tzinfo else read.replace(tzinfo=self.zone)
 
+    def store(self, interval: Interval) -> Path:
+        """Where the run of an interval writes to."""
+        return self._path(self.output, interval)
+
+    def _path(self, text: str, interval: Interval) -> Path:
+        date = f"{interval.start.astimezone(self.zone):%Y-%m-%d}"
+        return Path(text.format(date=date, start=stamp(interval.start), end=stamp(interval.end)))
+
     def ingest_config(self, interval: Interval) -> IngestConfig:
         """What the run of an interval does.
 
         Raises:
             ConfigError: values that do not fit each other.
         """
-        words = {
-            "date": f"{interval.start.astimezone(self.zone):%Y-%m-%d}",
-            "start": stamp(interval.start),
-            "end": stamp(interval.end),
-        }
         return IngestConfig(
             source=str(self.source),
-            input=Path(self.input.format(**words)),
-            output=Path(self.output.format(**words)),
+            input=self._path(self.input, interval),
+            output=self.store(interval),
             splits=self.splits,
             workers=self.workers,
             max_rejected=self.max_rejected,

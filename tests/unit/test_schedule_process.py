@@ -37,7 +37,7 @@ def test_the_process_is_told_all_settings_and_its_answer_is_the_result(tmp_path:
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("import os; os.kill(os.getpid(), 9)", "its process was ended by SIGKILL; see"),
+        ("import os; os.kill(os.getpid(), 9)", "its process was ended by signal 9 (Killed); see"),
         ("raise SystemExit(70)", "its process ended with exit code 70; see"),
     ],
 )
@@ -58,7 +58,7 @@ def test_a_process_that_takes_too_long_is_ended_with_those_it_started(tmp_path: 
     )
     stand_in(monkeypatch, script)
     result = convert_apart(config(tmp_path), tmp_path / "a.log", timeout_s=2.0)
-    assert result.reason.startswith("its process was ended by SIGKILL after its timeout of 2 s")
+    assert result.reason.startswith("its process was ended by signal 9 (Killed) after its timeout of 2 s")
     assert_gone(int((tmp_path / "pid").read_text()))
 
 

@@ -31,7 +31,7 @@ def runs(tmp_path: Path) -> RunTable:
 
 
 def queue(runs: RunTable, schedule: str, number: int, kind: str = DUE, store: str = "") -> bool:
-    return runs.queue(schedule, hour(number), kind, Path(store or schedule), at(number + 1))
+    return bool(runs.queue(schedule, [(hour(number), Path(store or schedule))], kind, at(number + 1)))
 
 
 def claim(runs: RunTable, *schedules: str, now: datetime = T0 + 1000 * HOUR) -> ScheduledRun:
@@ -48,6 +48,17 @@ def test_an_interval_has_one_row_whoever_adds_it(runs: RunTable) -> None:
         True,
     ]
     assert [(run.schedule, run.interval, run.kind) for run in runs.history()] == [("a", hour(0), DUE), ("b", hour(0), DUE)]
+
+
+def test_many_runs_are_added_at_once_and_those_there_are_left_as_they_are(runs: RunTable) -> None:
+    queue(runs, "a", 1)
+    claim(runs, "a")
+    placed = [(hour(number), Path("s")) for number in range(5000)]
+    assert [runs.queue("a", placed, BACKFILL, at(9000)) for _ in range(2)] == [4999, 0]
+    assert [(run.interval, run.state, run.kind) for run in runs.history()[-2:]] == [
+        (hour(1), "running", DUE),
+        (hour(0), "queued", BACKFILL),
+    ]
 
 
 def test_a_row_tells_all_of_a_run_from_its_queue_to_its_end(runs: RunTable) -> None:
