@@ -41,6 +41,17 @@ _WAIT_S: Final = 30.0
 _LARGEST: Final = 2**53
 _ID: Final = "^[0-9a-f]{16}$"
 
+_REFUSALS: Final = {
+    400: "No JSON.",
+    401: "No token, or a wrong one.",
+    403: "Addressed to another host.",
+    404: "No such job.",
+    408: "The request came too slowly.",
+    409: "Not in the job's state.",
+    413: "The body is too large.",
+    422: "Something is wrong with what was asked.",
+}
+
 State = Literal["queued", "running", "succeeded", "failed", "cancelled", "interrupted"]
 KindName = Literal["ingest", "train", "evaluate", "inference", "export", "fit"]
 JobId = Annotated[str, Path(pattern=_ID, description="Id of a job.")]
@@ -79,18 +90,6 @@ def make_app(desk: JobDesk, metrics: JobMetrics) -> FastAPI:
     _add_log(app, desk)
     _add_metrics(app, metrics)
     return app
-
-
-_REFUSALS: Final = {
-    400: "No JSON.",
-    401: "No token, or a wrong one.",
-    403: "Addressed to another host.",
-    404: "No such job.",
-    408: "The request came too slowly.",
-    409: "Not in the job's state.",
-    413: "The body is too large.",
-    422: "Something is wrong with what was asked.",
-}
 
 
 def _add_kinds(app: FastAPI) -> None:
