@@ -49,13 +49,20 @@ def local_store(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def dask_cluster(kill_at: str = "") -> Iterator[Any]:
-    """A scheduler and two worker processes on loopback; with ``kill_at``, each kills itself at that step of a part."""
+    """A scheduler and two worker processes on loopback; with ``kill_at``, each kills itself at that step of a part.
+
+    The scheduler gives a task up that two workers were lost with.
+    """
     distributed = pytest.importorskip("distributed")
+    dask = pytest.importorskip("dask")
     nowhere = {"dashboard_address": None, "worker_dashboard_address": None}
     env = {"SCENEMILL_KILL_AT": kill_at, "OMP_NUM_THREADS": "1"}
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", env=env, silence_logs="CRITICAL", **nowhere
-    ) as cluster:
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", env=env, silence_logs="CRITICAL", **nowhere
+        ) as cluster,
+    ):
         yield cluster
 
 
