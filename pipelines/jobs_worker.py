@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +26,7 @@ class _Held:
     """What the worker knows of a job that runs."""
 
     process: JobProcess
-    asked: float | None = field(default=None)  # when it was asked to end
+    asked: float | None = None  # when it was asked to end
 
 
 class JobWorker:
