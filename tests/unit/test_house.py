@@ -25,6 +25,8 @@ HOMES = {
     "torch": ("trainers/",),
     "great_expectations": ("validators/suites.py",),
     "zarr": ("transforms/store.py",),
+    "obstore": ("transforms/object",),
+    "boto3": ("transforms/object_clients.py",),
     "numcodecs": ("transforms/shards.py",),
     "OpenEXR": ("transforms/images.py", "transforms/rawfiles.py"),
     "pxr": ("trainers/usd/",),

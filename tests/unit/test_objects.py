@@ -1,0 +1,309 @@
+"""Places in object stores: what is read, what a condition protects, what faults do, and what messages keep to themselves."""
+
+import hashlib
+import multiprocessing
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("obstore", reason="obstore is not installed: pip install 'scenemill[cloud]'")
+pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
+
+sys.path.insert(0, str(Path(__file__).parent))
+from object_services import SECRET, Fault, Proxy, make_bucket, proxy, s3_service, use
+
+from scenemill.schemas.errors import ConfigError, Conflict, TransientError
+from scenemill.schemas.places import Remote
+from scenemill.transforms import object_clients
+from scenemill.transforms.objects import ObjectPath, ObjectRanges, place_of
+from scenemill.transforms.ranges import RemoteRanges
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    with s3_service() as url:
+        make_bucket(url, "mill")
+        yield url
+
+
+@pytest.fixture
+def net(service: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with proxy(service) as between:
+        use(monkeypatch, between.url)
+        yield between
+    object_clients._connect.cache_clear()
+
+
+@pytest.fixture
+def root(net: Proxy) -> Remote:
+    return remote(f"s3://mill/{uuid4().hex}")
+
+
+def remote(uri: str) -> Remote:
+    place = place_of(uri)
+    assert isinstance(place, Remote)
+    return place
+
+
+def test_uris_name_objects_and_everything_else_is_a_path() -> None:
+    assert place_of("s3://mill/a/b.json") == ObjectPath("s3", "mill", "a/b.json")
+    assert str(place_of("gs://mill")) == "gs://mill/"
+    assert place_of("data/store") == Path("data/store")
+    assert place_of(Path("x")) == Path("x")
+    below = place_of("s3://mill/") / "a/b.tar.gz"
+    assert (str(below), below.name, below.stem, below.suffix) == ("s3://mill/a/b.tar.gz", "b.tar.gz", "b.tar", ".gz")
+    assert str(below.parent) == "s3://mill/a"
+    assert pickle.loads(pickle.dumps(below)) == below
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://mill/a", "s3://", "s3://UPPER/a", "s3://mill/../a", "s3://mill/a/../../b", "s3://mill/a//b", "s3://mill/./a"]
+    + [f"s3://mill/a{odd}b" for odd in '\0\n\x7f\\%#?*[]{}|^`<>"']
+    + ["s3://mill/" + "k" * 1025, "file:///etc/passwd", "s3://user:secret@mill/a"],
+)
+def test_odd_places_are_refused(uri: str) -> None:
+    with pytest.raises(ConfigError):
+        place_of(uri)
+
+
+@given(st.text(max_size=20))
+def test_no_text_leads_out_of_a_prefix(text: str) -> None:
+    try:
+        below = place_of("s3://mill/inside") / text
+    except ConfigError:
+        return
+    assert str(below).startswith("s3://mill/inside/")
+    assert not {"", ".", ".."} & set(str(below).removeprefix("s3://mill/").split("/"))
+
+
+def test_what_was_written_is_read_listed_and_summed(root: Remote) -> None:
+    (root / "a/1.json").create(b"one")
+    (root / "a/2.json").create(b"two!")
+    (root / "a/b/3.json").create(b"")
+    (root / "ab").create(b"beside")
+    assert (root / "a/2.json").read_bytes() == b"two!"
+    assert (root / "a/2.json").stat().st_size == 4
+    assert (root / "a/2.json").checksum() == hashlib.sha256(b"two!").hexdigest()
+    assert sorted(str(path).removeprefix(f"{root}/") for path in (root / "a").iterdir()) == ["a/1.json", "a/2.json", "a/b"]
+    assert [path.name for path in sorted((root / "a").glob("*.json"))] == ["1.json", "2.json"]
+    assert [str(path) for path in root.glob("*/b/*")] == [f"{root}/a/b/3.json"]
+    assert (root / "a").is_dir() and not (root / "a").is_file()
+    assert (root / "ab").is_file() and not (root / "ab").is_dir()
+    assert not (root / "nothing").exists() and (root / "a").exists()
+    assert {path.name: (path.is_dir(), path.is_file()) for path in (root / "a").iterdir()} == {
+        "1.json": (False, True),
+        "2.json": (False, True),
+        "b": (True, False),
+    }
+    (root / "ab").unlink()
+    (root / "ab").unlink()
+    with pytest.raises(FileNotFoundError, match="no such object"):
+        (root / "ab").read_bytes()
+
+
+def test_more_objects_than_one_page_are_listed(root: Remote) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: (root / f"many/{number:04}").create(b"."), range(1005)))
+    assert [path.name for path in (root / "many").glob("*")] == [f"{number:04}" for number in range(1005)]
+    assert sum(1 for _ in root.glob("many/*")) == 1005
+
+
+def test_a_tag_changes_with_the_bytes_and_not_without(root: Remote) -> None:
+    (root / "a").swap(b"1", None)
+    before = (root / "a").stat()
+    assert (root / "a").stat() == before
+    (root / "a").swap(b"2", b"1")
+    assert (root / "a").stat().tag != before.tag
+
+
+def test_creating_never_replaces_and_equal_bytes_are_a_success(root: Remote, tmp_path: Path) -> None:
+    (root / "a").create(b"mine")
+    (root / "a").create(b"mine")
+    with pytest.raises(Conflict, match="other bytes"):
+        (root / "a").create(b"yours")
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(256)) * 4096)
+    (root / "b").create(file)
+    (root / "b").create(file)
+    assert (root / "b").read_bytes() == file.read_bytes()
+    (tmp_path / "empty").touch()
+    (root / "c").create(tmp_path / "empty")
+    assert (root / "c").read_bytes() == b""
+
+
+def test_a_swap_needs_what_was_seen(root: Remote) -> None:
+    path = root / "zarr.json"
+    with pytest.raises(Conflict):
+        path.swap(b"2", b"1")
+    path.swap(b"1", None)
+    with pytest.raises(Conflict):
+        path.swap(b"2", None)
+    path.swap(b"2", b"1")
+    path.swap(b"2", b"1")  # tried again
+    with pytest.raises(Conflict):
+        path.swap(b"3", b"1")
+    assert path.read_bytes() == b"2"
+
+
+def test_of_racing_creators_and_swappers_one_wins(root: Remote) -> None:
+    def won(act: str, path: Remote, data: bytes) -> bytes | None:
+        try:
+            path.create(data) if act == "create" else path.swap(data, b"0")
+        except Conflict:
+            return None
+        return data
+
+    with ThreadPoolExecutor(8) as threads:
+        for turn in range(4):
+            for act in ("create", "swap"):
+                path = root / f"{act}{turn}"
+                if act == "swap":
+                    path.create(b"0")
+                each = [f"writer {number}".encode() for number in range(8)]
+                winners = [data for data in threads.map(lambda data: won(act, path, data), each) if data]  # noqa: B023
+                assert len(winners) == 1
+                assert path.read_bytes() == winners[0]
+
+
+def test_a_writer_between_reading_and_writing_is_noticed(root: Remote, net: Proxy) -> None:
+    path = root / "zarr.json"
+    path.create(b"1")
+
+    def intrude() -> None:
+        path.swap(b"other", b"1")
+
+    net.faults.append(Fault("PUT", "zarr.json", "slow down", before=intrude))
+    with pytest.raises(Conflict):
+        path.swap(b"2", b"1")
+    assert path.read_bytes() == b"other"
+
+
+@pytest.mark.parametrize("kind", ["slow down", "cut", "lose answer"])
+@pytest.mark.parametrize("act", ["create", "swap"])
+def test_a_write_outlives_faults(root: Remote, net: Proxy, kind: str, act: str, tmp_path: Path) -> None:
+    path = root / "a"
+    if act == "swap":
+        path.create(b"0")
+    data = os.urandom(300_000)
+    fault = Fault("PUT", path.name, kind, times=2)
+    net.faults.append(fault)
+    path.create(data) if act == "create" else path.swap(data, b"0")
+    assert fault.times == 0 or kind == "lose answer"
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("kind", ["slow down", "cut", "cut answer"])
+def test_a_read_outlives_faults(root: Remote, net: Proxy, kind: str) -> None:
+    data = os.urandom(300_000)
+    (root / "a").create(data)
+    net.faults.append(Fault("GET", "/a", kind, times=2))
+    assert (root / "a").read_bytes() == data
+    net.faults.append(Fault("GET", "/a", kind, times=2))
+    assert (root / "a").checksum() == hashlib.sha256(data).hexdigest()
+
+
+def test_an_upload_cut_off_leaves_nothing(root: Remote, net: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(object_clients._RETRIES, "max_retries", 1)  # type: ignore[misc]
+    use(monkeypatch, net.url)
+    net.faults.append(Fault("PUT", "/a", "cut", times=1000))
+    with pytest.raises(TransientError):
+        (root / "a").create(os.urandom(300_000))
+    assert not (root / "a").exists()
+
+
+def test_time_outs_are_tried_again_and_then_told(service: str, root: Remote, net: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, net.url, timeout_s=1)
+    net.faults.append(Fault("PUT", "/a", "hang"))
+    (root / "a").create(b"late")
+    net.faults.append(Fault("GET", "/a", "hang"))
+    assert (root / "a").read_bytes() == b"late"
+
+
+def test_ranges_are_those_of_the_bytes(root: Remote, net: Proxy) -> None:
+    data = os.urandom(1 << 20)
+    (root / "c/0").create(data)
+    assert isinstance(root, ObjectPath)
+    reader = RemoteRanges(ObjectRanges(root), "")
+    before = net.count("GET")
+    ranges = [(0, 10), (900_000, 1 << 20), (20, 30), (500_000, 500_001)]
+    assert reader.read("c/0", len(data), ranges) == [data[start:end] for start, end in ranges]
+    assert net.count("GET") - before == 3
+    assert reader.read("c/0", len(data), []) == []
+    with pytest.raises(ValueError, match="has 1048576 bytes"):
+        reader.read("c/0", 2 << 20, [(0, 2 << 20)])
+    with pytest.raises(FileNotFoundError):
+        reader.read("c/1", 9, [(0, 9)])
+    net.faults += [Fault("GET", "c/0", "slow down"), Fault("GET", "c/0", "cut answer")]
+    assert reader.read("c/0", len(data), [(5, 700_000)]) == [data[5:700_000]]
+
+
+def test_a_missing_bucket_is_told(net: Proxy) -> None:
+    for act in (lambda path: path.read_bytes(), lambda path: path.create(b"1"), lambda path: list(path.iterdir())):
+        with pytest.raises(ConfigError, match="no such bucket"):
+            act(remote("s3://nobucket/a"))
+
+
+@pytest.mark.parametrize("kind", ["slow down", "cut", "hang"])
+def test_messages_and_tracebacks_keep_secrets(
+    root: Remote, net: Proxy, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(object_clients._RETRIES, "max_retries", 1)  # type: ignore[misc]
+    use(monkeypatch, net.url, timeout_s=1)
+    net.faults.append(Fault("GET", "/a", kind, times=1000))
+    with pytest.raises(TransientError, match=r"s3://mill/\w+/a: .*try again") as caught:
+        (root / "a").read_bytes()
+    told = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(root)
+    assert caught.value.__context__ is None
+    for secret in (SECRET, "AKIDOFNOBODY", "Signature"):
+        assert secret not in told
+
+
+def test_credentials_come_from_files_too(service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, service)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with pytest.raises(ConfigError, match="no credentials"):
+        remote("s3://mill/a").exists()
+    (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id = KEYOFAFILE\naws_secret_access_key = {SECRET}\n")
+    with proxy(service) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+        assert not remote(f"s3://mill/{uuid4().hex}").exists()
+        assert between.requests
+    object_clients._connect.cache_clear()
+
+
+def test_a_forked_process_is_told_instead_of_hanging(root: Remote) -> None:
+    root.exists()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_touch, args=(root, queue))
+    child.start()
+    assert "forked" in queue.get(timeout=30)
+    child.join()
+
+
+def _touch(root: Remote, queue: "multiprocessing.Queue[str]") -> None:
+    try:
+        root.exists()
+        queue.put("")
+    except ConfigError as error:
+        queue.put(str(error))
+
+
+def test_a_time_limit_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, "http://127.0.0.1:1")
+    monkeypatch.setenv(object_clients.TIMEOUT, "soon")
+    with pytest.raises(ConfigError, match="whole seconds"):
+        remote("s3://mill/a").exists()

@@ -1,0 +1,142 @@
+"""Connections to object stores, by the library obstore: who we are, how long we wait, how often we try, and what errors mean.
+
+Nothing that the library or a service says goes into a message as it is: that may hold keys, tokens or signed addresses.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from scenemill.schemas.errors import ConfigError, TransientError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, GCSStore, RetryConfig, S3Config, S3Store
+
+SCHEMES: Final = ("s3", "gs")
+TIMEOUT: Final = "SCENEMILL_OBJECT_TIMEOUT_S"
+"""Environment variable: seconds that one request may take; 300 by default, as a shard is one request."""
+
+_RETRIES: Final["RetryConfig"] = {
+    "max_retries": 8,
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
+    "retry_timeout": timedelta(minutes=3),
+}
+_CREDENTIALS: Final = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile (AWS_PROFILE), or a role; AWS_SKIP_SIGNATURE=true for a public bucket",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, gcloud's login, or the machine's account; GOOGLE_SKIP_SIGNATURE=true for a public bucket",
+}
+_REGION: Final = {"s3": "AWS_REGION and AWS_ENDPOINT_URL", "gs": "the name"}
+
+_T = TypeVar("_T")
+_connected: set[int] = set()  # the processes that have connected: this one, and those it was forked from
+
+
+def client(scheme: str, bucket: str) -> "S3Store | GCSStore":
+    """The connection to a bucket: one for each, shared by threads.
+
+    Raises:
+        ConfigError: obstore is not installed, there are no credentials, or this process was forked from one that had connected.
+    """
+    if _connected - {os.getpid()}:
+        raise ConfigError(
+            f"{scheme}://{bucket}: this process was forked from one that used an object store, and connections do not survive that; "
+            'start it with "spawn" or "forkserver"'
+        )
+    _connected.add(os.getpid())
+    return _connect(scheme, bucket)
+
+
+@lru_cache(maxsize=16)
+def _connect(scheme: str, bucket: str) -> "S3Store | GCSStore":
+    try:
+        import obstore  # noqa: F401 - an extra: say so before anything else fails
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{scheme}://{bucket}: object stores need an extra: pip install 'scenemill[cloud]'") from error
+    return _connect_s3(bucket) if scheme == "s3" else _connect_gs(bucket)
+
+
+def _connect_s3(bucket: str) -> "S3Store":
+    from obstore.store import S3Store
+
+    endpoint = next((os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), "")
+    config: S3Config = {"endpoint": endpoint} if endpoint else {}
+    own = bool(os.environ.get("AWS_ACCESS_KEY_ID")) or _is_true("AWS_SKIP_SIGNATURE")  # the library reads these itself
+    return S3Store(
+        bucket,
+        config=config,
+        client_options=_client_options(endpoint),
+        retry_config=_RETRIES,
+        credential_provider=None if own else _credentials(bucket),
+    )
+
+
+def _credentials(bucket: str) -> Any:
+    """Credentials by the chain of AWS's own library: profiles, single sign-on, roles, containers, the machine's account."""
+    import boto3
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = boto3.Session()
+    if session.get_credentials() is None:
+        raise ConfigError(f"s3://{bucket}: no credentials; give {_CREDENTIALS['s3']}")
+    return Boto3CredentialProvider(session)
+
+
+def _connect_gs(bucket: str) -> "GCSStore":
+    from obstore.store import GCSStore
+
+    return GCSStore(bucket, client_options=_client_options(""), retry_config=_RETRIES)
+
+
+def _client_options(endpoint: str) -> "ClientConfig":
+    given = os.environ.get(TIMEOUT, "300")
+    if not re.fullmatch(r"[1-9]\d{0,4}", given):
+        raise ConfigError(f"{TIMEOUT}={given!r}: give whole seconds")
+    return {"timeout": f"{given}s", "connect_timeout": "5s", "allow_http": endpoint.startswith("http://")}
+
+
+def _is_true(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
+
+
+def call(where: str, function: Callable[..., _T], *given: Any, **named: Any) -> _T:
+    """Call the library, and raise what a caller can act on.
+
+    Args:
+        where: URI of the bucket and key, for messages.
+        function: of obstore; given and named are its arguments.
+
+    Raises:
+        FileNotFoundError: no such object.
+        FileExistsError: one exists, or has changed, against the condition of a write.
+        ConfigError: the service refuses: no such bucket, no right, no credentials, another region.
+        TransientError: the service failed, or did not answer, also after trying again.
+    """
+    try:
+        return function(*given, **named)
+    except Exception as error:
+        failure = _meaning(where, error)
+    raise failure  # out here, so that the library's own error, and what it holds, is not chained to it
+
+
+def _meaning(where: str, error: Exception) -> Exception:
+    from obstore import exceptions
+
+    scheme, told = where.partition(":")[0], str(error)
+    if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
+        return FileExistsError(f"{where}: another writer was there first")
+    if "<Code>NoSuchBucket</Code>" in told:
+        return ConfigError(f"{where}: no such bucket; make it, or check {_REGION[scheme]}")
+    if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
+        return FileNotFoundError(f"{where}: no such object")
+    if isinstance(error, exceptions.UnauthenticatedError | exceptions.PermissionDeniedError):
+        return ConfigError(f"{where}: the service refuses; it knows us by {_CREDENTIALS[scheme]}")
+    status = next(iter(re.findall(r"status code: (\d{3})|status: (\d{3})", told)), ("", ""))
+    code = status[0] or status[1]
+    if code.startswith("3"):
+        return ConfigError(f"{where}: the bucket is elsewhere (status {code}); check {_REGION[scheme]}")
+    if code.startswith("4") and code not in ("408", "409", "429"):
+        return ConfigError(f"{where}: the service refuses the request (status {code})")
+    return TransientError(f"{where}: {f'the service failed (status {code})' if code else 'no answer'}; try again")

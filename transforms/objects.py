@@ -1,0 +1,306 @@
+"""Folders and files in object stores, ``s3://bucket/key`` and ``gs://bucket/key``, with the names that ``pathlib`` has for the same.
+
+Writes are conditional, and so safe to repeat: an object is created where none is, or swapped against the very bytes that were seen.
+The services apply the condition as one step: of several writers, one wins. Source: conditional writes of Amazon S3 (``If-None-Match``
+and ``If-Match``), request preconditions of Google Cloud Storage (``x-goog-if-generation-match``).
+"""
+
+import hashlib
+import mmap
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from scenemill.schemas.errors import ConfigError, Conflict, TransientError
+from scenemill.schemas.places import Place, Remote, Status
+from scenemill.transforms.object_clients import SCHEMES, call, client
+
+_URI: Final = re.compile(r"(\w[\w+.-]*)://([^/]*)/*(.*)\Z", re.DOTALL)
+_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]\Z")
+_ODD: Final = re.compile(
+    r"[\x00-\x1f\x7f\\%#?*\[\]{}|^`<>\"]"
+)  # mean something to shells, addresses or the library, or are invisible
+_KEY_BYTE: Final = 1024  # of both services
+_ONE_PUT_BYTE: Final = 5 << 30  # of S3: the largest object that one conditional write can carry
+_TRIES: Final = 3
+_FOLDER: Final = Status(-1, "", 0)
+
+_T = TypeVar("_T")
+
+
+def place_of(uri: str | Place) -> Place:
+    """What a URI or a path names.
+
+    Raises:
+        ConfigError: another scheme, or a bucket or key that is none.
+
+    >>> place_of("s3://bucket/a/b/"), str(place_of("s3://bucket/a/b/") / "c")
+    (ObjectPath(scheme='s3', bucket='bucket', key='a/b'), 's3://bucket/a/b/c')
+    >>> place_of("/data/a")
+    PosixPath('/data/a')
+    """
+    if not isinstance(uri, str):
+        return uri
+    match = _URI.match(uri)
+    if match is None:
+        return Path(uri)
+    scheme, bucket, key = match.groups()
+    if scheme not in SCHEMES or not _BUCKET.match(bucket):
+        raise ConfigError(
+            f"{scheme}://{bucket[:80]!r}: give a folder, or {' or '.join(f'{known}://BUCKET/KEY' for known in SCHEMES)}"
+        )
+    return ObjectPath(scheme, bucket, key.rstrip("/"))
+
+
+@dataclass(frozen=True)
+class ObjectPath(Remote):
+    """An object, or all objects below a prefix.
+
+    Attributes:
+        scheme: "s3" or "gs".
+        bucket: its name.
+        key: of the object, or the prefix without its last slash; "" for the whole bucket.
+
+    Raises:
+        ConfigError: a key with "..", empty parts, or characters that mean something else elsewhere.
+    """
+
+    scheme: str
+    bucket: str
+    key: str
+    _listed: Status | None = field(default=None, compare=False, repr=False)  # what a listing told of it
+
+    def __post_init__(self) -> None:
+        parts = self.key.split("/") if self.key else []
+        if any(part in ("", ".", "..") or _ODD.search(part) for part in parts) or len(self.key.encode()) > _KEY_BYTE:
+            raise ConfigError(
+                f"{self.scheme}://{self.bucket}: {self.key[:200]!r} is no key for scenemill; give plain names between slashes"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.key}"
+
+    def __lt__(self, other: object) -> bool:
+        return isinstance(other, ObjectPath) and (self.scheme, self.bucket, self.key) < (other.scheme, other.bucket, other.key)
+
+    def __truediv__(self, below: str) -> "ObjectPath":
+        return ObjectPath(self.scheme, self.bucket, f"{self.key}/{below}" if self.key else below)
+
+    @property
+    def name(self) -> str:
+        """The last part of the key; of a whole bucket, its name."""
+        return self.key.rpartition("/")[2] or self.bucket
+
+    @property
+    def parent(self) -> "ObjectPath":
+        """The prefix it is in."""
+        return ObjectPath(self.scheme, self.bucket, self.key.rpartition("/")[0])
+
+    def call(self, function: Callable[..., _T], *given: Any, **named: Any) -> _T:
+        """Call a function of obstore with this object's connection and key; errors as in ``object_clients.call``."""
+        return call(str(self), function, client(self.scheme, self.bucket), self.key, *given, **named)
+
+    def is_file(self) -> bool:
+        """Whether there is an object of this key."""
+        if self._listed is not None:
+            return self._listed is not _FOLDER
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_dir(self) -> bool:
+        """Whether there is an object below this prefix."""
+        return self._listed is _FOLDER or (self._listed is None and next(self._below(), None) is not None)
+
+    def stat(self) -> Status:
+        """Size, tag and time of the object: of now, or of when it was listed."""
+        import obstore
+
+        if self._listed not in (None, _FOLDER):
+            assert self._listed is not None
+            return self._listed
+        return _status(self.call(obstore.head))
+
+    def read_bytes(self) -> bytes:
+        """All of the object."""
+        import obstore
+
+        return bytes(self.call(_whole, obstore.get))
+
+    def iterdir(self) -> Iterator["ObjectPath"]:
+        """The prefixes and objects one level below, with what the listing says of them."""
+        import obstore
+
+        listing = self.call(lambda store, key: obstore.list_with_delimiter(store, key or None))
+        for prefix in listing["common_prefixes"]:
+            yield self._sibling(str(prefix).rstrip("/"), _FOLDER)
+        for held in listing["objects"]:
+            yield self._sibling(str(held["path"]), _status(held))
+
+    def glob(self, pattern: str) -> Iterator["ObjectPath"]:
+        """As ``Remote.glob`` says; every object below is listed where the pattern has several parts."""
+        wanted = pattern.split("/")
+        for path in self.iterdir() if len(wanted) == 1 else self._below():
+            parts = path.key[len(self.key) :].strip("/").split("/")
+            if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)) and path.is_file():
+                yield path
+
+    def _below(self) -> Iterator["ObjectPath"]:
+        """Every object below, in the order of keys."""
+        import obstore
+
+        pages = self.call(lambda store, key: iter(obstore.list(store, key or None, chunk_size=1000)))
+        while page := call(str(self), next, pages, []):
+            yield from (self._sibling(str(held["path"]), _status(held)) for held in page)
+
+    def _sibling(self, key: str, listed: Status) -> "ObjectPath":
+        return ObjectPath(self.scheme, self.bucket, key, listed)
+
+    def checksum(self) -> str:
+        """SHA-256 of the object, a piece at a time."""
+        import obstore
+
+        return self.call(_summed, obstore.get)
+
+    def create(self, data: bytes | Path) -> None:
+        """As ``Remote.create`` says; a file is sent without a copy of it in memory."""
+        size_byte, checksum = _measured(data)
+        if size_byte > _ONE_PUT_BYTE:
+            raise ConfigError(f"{self}: {size_byte} bytes, one write carries {_ONE_PUT_BYTE}; take fewer --samples-per-part")
+        try:
+            self._put(data, "create")
+        except FileExistsError:
+            if self.checksum() != checksum:
+                raise Conflict(f"{self}: another run wrote other bytes there; run again") from None
+
+    def swap(self, data: bytes, expected: bytes | None) -> None:
+        """As ``Remote.swap`` says; that the object holds ``data`` already is a success."""
+        found, version = self._current()
+        if found == data:
+            return  # by an earlier try whose answer was lost, or by another run that came to the same
+        if found == expected:
+            try:
+                self._put(data, version or "create")
+                return
+            except FileExistsError:  # another writer, or an earlier try of this very write
+                found, _ = self._current()
+        if found != data:
+            raise Conflict(f"{self}: another run published first; run again")
+
+    def _current(self) -> tuple[bytes | None, dict[str, str] | None]:
+        """The bytes, and what names just them in a condition; None for no object."""
+        import obstore
+
+        try:
+            held, data = self.call(_versioned, obstore.get)
+        except FileNotFoundError:
+            return None, None
+        return data, {name: held[name] for name in ("e_tag", "version") if held[name] is not None}
+
+    def _put(self, data: bytes | Path, mode: str | dict[str, str]) -> None:
+        """One conditional write. The library does not repeat one that may have arrived; with a condition, that is safe.
+
+        Raises:
+            FileExistsError: the condition does not hold, or no more, after an earlier try.
+        """
+        import obstore
+
+        for tried in range(1, _TRIES + 1):
+            try:
+                self.call(obstore.put, _buffer(data), mode=mode, use_multipart=False)
+                return
+            except FileNotFoundError as error:
+                raise ConfigError(f"{self}: no such bucket; make it first") from error
+            except TransientError:
+                if tried == _TRIES:
+                    raise
+                time.sleep(0.2 * 2**tried)
+
+    def unlink(self) -> None:
+        """Remove the object, if it is there."""
+        import obstore
+
+        with suppress(FileNotFoundError):
+            self.call(obstore.delete)
+
+
+class ObjectRanges:
+    """What ``ranges.RemoteRanges`` asks of a file system, for the objects below a prefix.
+
+    Args:
+        root: the prefix.
+    """
+
+    def __init__(self, root: ObjectPath) -> None:
+        self._root = root
+        self._sizes: dict[str, int] = {}
+
+    def cat_ranges(self, paths: Sequence[str], starts: Sequence[int], ends: Sequence[int], on_error: str) -> list[bytes]:
+        """The bytes of each range, all of one object, asked for at once.
+
+        Args:
+            paths: below the prefix, with a leading slash; the same for every range.
+            starts, ends: first byte and byte behind the last of each.
+            on_error: "return", as file systems have it; errors are raised all the same.
+
+        Raises:
+            ValueError: the object ends before a range does.
+            FileNotFoundError, ConfigError, TransientError: as ``object_clients.call``.
+        """
+        import obstore
+
+        if on_error != "return":
+            raise ValueError(f"on_error={on_error!r}: allowed is 'return'")
+        if not paths:
+            return []
+        (name,) = set(paths)
+        path = self._root / name.lstrip("/")
+        if name not in self._sizes:  # asked once: the library does not survive a range that ends behind the object
+            self._sizes[name] = path.stat().st_size
+        if max(ends) > self._sizes[name]:
+            raise ValueError(f"has {self._sizes[name]} bytes, less than its receipt says")
+        return [bytes(data) for data in path.call(obstore.get_ranges, starts=starts, ends=ends, coalesce=0)]
+
+
+def _status(held: Any) -> Status:
+    return Status(int(held["size"]), str(held["e_tag"] or held["version"]), round(held["last_modified"].timestamp() * 1e9))
+
+
+def _whole(store: Any, key: str, get: Callable[..., Any]) -> Any:
+    return get(store, key).bytes()
+
+
+def _versioned(store: Any, key: str, get: Callable[..., Any]) -> tuple[Any, bytes]:
+    result = get(store, key)
+    return result.meta, bytes(result.bytes())
+
+
+def _summed(store: Any, key: str, get: Callable[..., Any]) -> str:
+    total = hashlib.sha256()
+    for piece in get(store, key).stream(min_chunk_size=1 << 20):
+        total.update(piece)
+    return total.hexdigest()
+
+
+def _measured(data: bytes | Path) -> tuple[int, str]:
+    if isinstance(data, bytes):
+        return len(data), hashlib.sha256(data).hexdigest()
+    with data.open("rb") as file:
+        return data.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _buffer(data: bytes | Path) -> bytes | mmap.mmap:
+    """A file's bytes without a copy of them in memory."""
+    if isinstance(data, bytes):
+        return data
+    if not data.stat().st_size:
+        return b""  # nothing cannot be mapped
+    with data.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
