@@ -1,7 +1,6 @@
 """The viewer: a read-only server of one page that shows logs of 3D checkpoints, stores, predictions and metric tables."""
 
 import logging
-import os
 import secrets
 import threading
 from dataclasses import dataclass
@@ -66,7 +65,6 @@ class Viewer:
     """
 
     def __init__(self, config: ViewConfig) -> None:
-        os.environ.setdefault("USDC_USE_PREAD", "1")  # else usd-core maps files, and one cut short ends the process when it is read
         logging.getLogger("scenemill.trainers.timelapse_parser").setLevel(logging.CRITICAL)  # the page says what it says, once
         self.roots = Roots(config.paths, config.poll_s)
         self._socket = bind(config.host, config.port, _CONNECTIONS, "view")

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from scenemill.pipelines.view_cut import CORNER, FACE, VERTEX, Attributes, Budget, Part, cut_mesh, cut_points, cut_voxels
 from scenemill.pipelines.view_legend import Names, legend
 from scenemill.pipelines.view_materials import cut_materials
+from scenemill.pipelines.view_reading import READER
 from scenemill.pipelines.view_scenes import Scene
 from scenemill.schemas.errors import ConfigError, SourceError
-from scenemill.trainers.timelapse_parser import LABELS_FILE, Item, Key, Snapshot, TimelapseParser, read_labels
+from scenemill.trainers.timelapse_parser import LABELS_FILE, Item, Key, Snapshot, TimelapseParser, read_labels, read_snapshot
 from scenemill.trainers.usd.describe import files_of, up_axis_of
+from scenemill.trainers.usd.items import Summary, summarise
 from scenemill.trainers.usd.records import MeshData, PointData, VoxelData
 from scenemill.transforms.layout import hash_of
 
@@ -42,7 +44,7 @@ class LogRoot:
         self.name, self.path = name, path
         self._inside = path.resolve()
         self._lock = threading.Lock()
-        self._parser = TimelapseParser(path)
+        self._parser = TimelapseParser(path, _describe)
         self._labels, self._labels_error = self._read_labels()
 
     def look(self) -> str:
@@ -50,7 +52,8 @@ class LogRoot:
         with self._lock:
             self._parser.check_for_updates()
             self._labels, self._labels_error = self._read_labels()
-            return hash_of([self._parser.timestamps, sorted(map(str, self._labels.items())), self._labels_error])
+            broken = [READER.verdict(Path(file)) for file in self._parser.timestamps]
+            return hash_of([self._parser.timestamps, broken, sorted(map(str, self._labels.items())), self._labels_error])
 
     def describe(self) -> dict[str, Any]:
         """What the log holds, as JSON takes it: items, and the timelines that they name by number."""
@@ -81,12 +84,9 @@ class LogRoot:
             key = self._key(item)
             if what:
                 raise ConfigError(f"{item}: nothing called {what!r}; leave that out")
-            path = self._parser.filepaths[key]
-            self._check(path)
-            snapshot, notes = self._read(key, time)
-            up = up_axis_of(path)
-        names: Names = self._labels
-        return replace(make_scene(snapshot, names, budget), up=up, notes=notes)
+            path, names = Path(self._parser.filepaths[key]), self._labels
+        self._check(path)
+        return READER.ask(read_scene, path, key, time, names, budget)
 
     def stamp(self, item: str) -> str:
         """Changes whenever the file of an item does."""
@@ -113,28 +113,19 @@ class LogRoot:
             "timeline": timelines.setdefault(() if leaves else item.times, len(timelines)),
             "attributes": [] if leaves else list(item.attributes),
             "stamp": f"{self._parser.timestamps[item.path]}",
-            "error": _OUTSIDE if leaves else item.error,
+            "error": _OUTSIDE if leaves else item.error or READER.verdict(Path(item.path)),
         }
 
-    def _check(self, path: str) -> None:
+    def _check(self, path: Path) -> None:
         """Refuse a file that is too large, or that is made of anything outside the log."""
-        if not Path(path).resolve().is_relative_to(self._inside):
+        if not path.resolve().is_relative_to(self._inside):
             raise SourceError("path", f"a file that {_OUTSIDE}", "files of the log")
-        size_byte = Path(path).stat().st_size
+        size_byte = path.stat().st_size
         if size_byte > LIMIT_BYTE:
             raise SourceError("size", f"a file of {size_byte:,} bytes", f"at most {LIMIT_BYTE:,}")
-        for file in files_of(path):
+        for file in READER.ask(files_of, path):
             if not Path(file).is_relative_to(self._inside):
                 raise SourceError("path", f"a file that names another, {Path(file).name!r}, which {_OUTSIDE}", "files of the log")
-
-    def _read(self, key: Key, time: float) -> tuple[Snapshot, tuple[str, ...]]:
-        """The item; without its materials where these cannot be read."""
-        try:
-            return self._parser.read(*key, time), ()
-        except SourceError as error:
-            if key[0] != "mesh":
-                raise
-            return self._parser.read(*key, time, materials=False), (f"without materials: {error}",)
 
     def _read_labels(self) -> tuple[Names, str]:
         if not (self.path / LABELS_FILE).resolve().is_relative_to(self._inside):
@@ -149,6 +140,34 @@ class LogRoot:
 def _to_byte(color: tuple[float, float, float]) -> tuple[int, int, int]:
     red, green, blue = (round(255 * min(max(part, 0.0), 1.0)) for part in color)
     return red, green, blue
+
+
+def _describe(path: Path) -> Summary:
+    return READER.ask(summarise, path)
+
+
+def read_scene(path: Path, key: Key, time: float, names: Names, budget: Budget, ids: str = SEMANTIC) -> Scene:
+    """A file as a scene; without materials where these cannot be read. Called in the process that reads.
+
+    Args:
+        path: of the file.
+        key: what to read of it, and the sample that it is.
+        time: the nearest that there is counts.
+        names: of the ids.
+        budget: for each prim.
+        ids: what the ids are called.
+
+    Raises:
+        SourceError: it cannot be read, or its arrays do not fit together.
+    """
+    notes: tuple[str, ...] = ()
+    try:
+        snapshot = read_snapshot(path, key, time)
+    except SourceError as error:
+        if key[0] != "mesh":
+            raise
+        snapshot, notes = read_snapshot(path, key, time, materials=False), (f"without materials: {error}",)
+    return replace(make_scene(snapshot, names, budget, ids), up=up_axis_of(path), notes=notes)
 
 
 def make_scene(snapshot: Snapshot, names: Names, budget: Budget, ids: str = SEMANTIC) -> Scene:

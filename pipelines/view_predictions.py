@@ -18,14 +18,13 @@ from scenemill.pipelines import view_planes as planes
 from scenemill.pipelines.predictions import Prediction, class_volume, folder_of, read_prediction
 from scenemill.pipelines.view_cut import Budget, cut_voxels
 from scenemill.pipelines.view_legend import Names, class_names, legend, segment_names, voxel_names
-from scenemill.pipelines.view_log import make_scene
+from scenemill.pipelines.view_log import read_scene
+from scenemill.pipelines.view_reading import READER
 from scenemill.pipelines.view_scenes import Plane, Scene
 from scenemill.pipelines.view_store import CLASS, PAGE, StoreRoot, voxel_frame
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.fields import fields_of
-from scenemill.trainers.timelapse_parser import Snapshot
 from scenemill.trainers.usd.describe import files_of
-from scenemill.trainers.usd.items import read_item
 from scenemill.transforms import folders
 from scenemill.transforms.geometry import GRIDS, camera_index
 from scenemill.transforms.layout import hash_of
@@ -167,11 +166,9 @@ class PredictionsRoot:
             raise ConfigError(f"{item}: no {_MESH}")
         if path.stat().st_size > _LIMIT_BYTE:
             raise SourceError("size", f"{_MESH} of {path.stat().st_size:,} bytes", f"at most {_LIMIT_BYTE:,}")
-        if any(not Path(file).is_relative_to(self._inside) for file in files_of(path)):
+        if any(not Path(file).is_relative_to(self._inside) for file in READER.ask(files_of, path)):
             raise SourceError("path", "a mesh that names a file outside the predictions", "files inside")
-        prims = read_item(path, "mesh", 0, blend=False, materials=False)
-        scene = make_scene(Snapshot("mesh", "", 0, 0, 0, prims), class_names(), budget, CLASS)
-        return replace(scene, unit="m")
+        return replace(READER.ask(read_scene, path, ("mesh", "", 0), 0, class_names(), budget, CLASS), unit="m")
 
     def _view(self, item: str) -> Plane:
         data = folders.read_file(self.path, f"{self._folder(item)}/{_VIEW}", _LIMIT_BYTE)

@@ -108,6 +108,7 @@ class TimelapseParser:
 
     Args:
         log_dir: the folder of the log; an empty or missing one is an empty log.
+        describe: says what a file holds, or why it cannot be read (``SourceError``).
 
     Attributes:
         logdir: the folder.
@@ -119,8 +120,8 @@ class TimelapseParser:
 
     CategoryInfo = CategoryInfo
 
-    def __init__(self, log_dir: str | PathLike[str]) -> None:
-        self.logdir = os.fspath(log_dir)
+    def __init__(self, log_dir: str | PathLike[str], describe: Callable[[Path], Summary] = summarise) -> None:
+        self.logdir, self._describe = os.fspath(log_dir), describe
         self.filepaths: dict[Key, str] = {}
         self.timestamps: dict[str, int] = {}
         self.dir_info: dict[str, list[dict[str, Any]]] = _dir_info({})
@@ -138,7 +139,9 @@ class TimelapseParser:
             return False
         same = {path for path in stats if (timestamps[path], sizes[path]) == (self.timestamps.get(path), self._sizes.get(path))}
         known = {item.path: item for item in self.items.values()}
-        self.items = {key: known[path] if path in same else _look(path, known.get(path)) for key, path in filepaths.items()}
+        self.items = {
+            key: known[path] if path in same else _look(path, known.get(path), self._describe) for key, path in filepaths.items()
+        }
         self.filepaths, self.timestamps, self._sizes = filepaths, timestamps, sizes
         self.dir_info = _dir_info(self.items)
         return True
@@ -166,13 +169,7 @@ class TimelapseParser:
         key = (type, category, int(id))
         if key not in self.items:
             raise ConfigError(f"no {type} {id} of category {category!r} in {self.logdir}; there are {sorted(self.items)}")
-        path = self.filepaths[key]
-
-        def read_once() -> Snapshot:
-            taken = _nearest(summarise(Path(path)).times, time) if snap else time
-            return Snapshot(*key, taken, time, read_item(Path(path), type, taken, not snap, materials))
-
-        return _patiently(read_once)
+        return read_snapshot(Path(self.filepaths[key]), key, time, snap, materials)
 
     @property
     def labels(self) -> dict[int, tuple[str, tuple[float, float, float] | None]]:
@@ -231,7 +228,21 @@ class TimelapseParser:
     @staticmethod
     def parse_filepath_info(filepaths: Mapping[Key, str]) -> dict[str, list[dict[str, Any]]]:
         """What ``dir_info`` would be for these files."""
-        return _dir_info({key: _look(path, None) for key, path in filepaths.items()})
+        return _dir_info({key: _look(path, None, summarise) for key, path in filepaths.items()})
+
+
+def read_snapshot(path: Path, key: Key, time: float, snap: bool = True, materials: bool = True) -> Snapshot:
+    """The sample in a file at an iteration; ``TimelapseParser.read`` says of what.
+
+    Raises:
+        SourceError: the file cannot be read, or an image is missing.
+    """
+
+    def read_once() -> Snapshot:
+        taken = _nearest(summarise(path).times, time) if snap else time
+        return Snapshot(*key, taken, time, read_item(path, key[0], taken, not snap, materials))
+
+    return _patiently(read_once)
 
 
 def read_labels(log_dir: str | PathLike[str]) -> dict[int, tuple[str, tuple[float, float, float] | None]]:
@@ -257,10 +268,10 @@ def _stat(path: str) -> os.stat_result | None:
         return None
 
 
-def _look(path: str, known: Item | None) -> Item:
+def _look(path: str, known: Item | None, describe: Callable[[Path], Summary]) -> Item:
     """What is known of a file: as it is, or as it was when it could be read last."""
     try:
-        summary: Summary = _patiently(lambda: summarise(Path(path)))
+        summary: Summary = _patiently(lambda: describe(Path(path)))
     except SourceError as error:
         _log.error("%s", error)
         return Item(path, known.times if known else (), known.attributes if known else (), str(error))

@@ -98,15 +98,15 @@ def test_changes_are_noticed_once(log: Path) -> None:
     assert parser.check_for_updates() and parser.num_mesh_categories() == 1 and ("mesh", "output", 0) not in parser.items
 
 
-def test_only_files_that_changed_are_opened_again(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parser = TimelapseParser(log)
+def test_only_files_that_changed_are_opened_again(log: Path) -> None:
     opened: list[Path] = []
 
     def watched(path: Path) -> Summary:
         opened.append(path)
         return summarise(path)
 
-    monkeypatch.setattr(module, "summarise", watched)
+    parser = TimelapseParser(log, watched)
+    opened.clear()
     Timelapse(log).add_mesh_batch(200, "ground_truth", [drawn(0, 4, 3)])
     assert parser.check_for_updates() and opened == [log / "ground_truth" / "mesh_0.usd"]
 
