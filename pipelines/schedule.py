@@ -237,9 +237,10 @@ def queue_backfill(
     Returns:
         How many.
     """
-    past = list(intervals(schedule, since, min(until, now)))
-    count = runs.queue(schedule.name, _placed(schedule, past), BACKFILL, now)
-    return count + sum(runs.queue_again(schedule.name, interval, now, again) for interval in past if again)
+    until = min(until, now)
+    placed = _placed(schedule, list(intervals(schedule, since, until)))
+    again_count = runs.queue_again(schedule.name, Interval(since, until), now, again)
+    return again_count + runs.queue(schedule.name, placed, BACKFILL, now)
 
 
 def document(run: ScheduledRun) -> dict[str, Any]:

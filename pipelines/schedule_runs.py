@@ -162,15 +162,14 @@ class RunTable:
             _add(table, schedule, interval, DUE, "skipped" if skip else "queued", store, now, alert=skip and alert)
             return table.total_changes
 
-    def queue_again(self, schedule: str, interval: Interval, now: datetime, states: Sequence[str]) -> bool:
-        """Queue a run that has ended, with all its retries; False where its state is none of ``states``."""
+    def queue_again(self, schedule: str, span: Interval, now: datetime, states: Sequence[str]) -> int:
+        """Queue the runs of intervals within a span that have ended in one of ``states``, with all their retries; how many."""
         with self._open() as table:
-            done = table.execute(
+            return table.execute(
                 "UPDATE run SET state = 'queued', attempt = 0, ready = ?, started = NULL, ended = NULL, reason = NULL "
-                f"WHERE schedule = ? AND interval_start = ? AND state IN ({', '.join('?' * len(states))})",
-                (_text(now), schedule, _text(interval.start), *states),
-            )
-            return done.rowcount == 1
+                f"WHERE schedule = ? AND interval_start >= ? AND interval_end <= ? AND state IN ({', '.join('?' * len(states))})",
+                (_text(now), schedule, _text(span.start), _text(span.end), *states),
+            ).rowcount
 
     def recover(self) -> int:
         """Take back what a killed scheduler had under way, tries and alerts; how many tries, which do not count as such."""

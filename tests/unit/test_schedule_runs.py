@@ -156,8 +156,9 @@ def test_ended_runs_are_done_again_only_as_asked(runs: RunTable) -> None:
         queue(runs, "a", number)
         runs.finish(claim(runs, "a"), Result(reason), at(9), alert=False)
     states = ("failed", "skipped")
-    assert [runs.queue_again("a", hour(number), at(10), states) for number in range(3)] == [True, False, False]
-    assert runs.queue_again("a", hour(1), at(10), ("succeeded",))
+    spans = [Interval(at(0.5), at(9)), Interval(at(0), at(0.5)), Interval(at(0), at(2)), Interval(at(0), at(2))]
+    assert [runs.queue_again("a", span, at(10), states) for span in spans] == [0, 0, 1, 0]
+    assert runs.queue_again("a", hour(1), at(10), ("succeeded",)) == 1
     assert [(run.state, run.attempt, run.reason, run.ended) for run in runs.history()] == [("queued", 0, None, None)] * 2
 
 
