@@ -1,12 +1,15 @@
 """Runners: options that fit together, what a worker leaves and the driver reads, and the same bytes by threads and by processes."""
 
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -33,7 +36,7 @@ VALID = {
     "portable": RunnerConfig("portable", job_endpoint="127.0.0.1:8099", worker_pool="127.0.0.1:50000"),
     "dataflow": RunnerConfig("dataflow", project="p-id", region="r", temp_location="gs://bucket/tmp", image="image"),
 }
-GIVEN = {
+GIVEN: dict[str, Any] = {
     "threads": True,
     "dask_address": "tcp://h:1",
     "job_endpoint": "h:1",
@@ -71,7 +74,7 @@ def test_every_option_of_a_runner_is_tried_here() -> None:
 @pytest.mark.parametrize("option", GIVEN)
 def test_an_option_that_says_nothing_to_a_runner_is_refused_by_name(runner: str, option: str) -> None:
     if runner in BELONGS[option]:
-        other = {"image": None} if option == "worker_pool" else {"worker_pool": None} if option == "image" else {}
+        other: dict[str, Any] = {"image": None} if option == "worker_pool" else {"worker_pool": None} if option == "image" else {}
         assert getattr(replace(VALID[runner], **other, **{option: GIVEN[option]}), option) == GIVEN[option]
     else:
         flag = "--" + option.removesuffix("s" if option == "beam_options" else "").replace("_", "-")
@@ -93,7 +96,8 @@ def test_an_option_that_a_runner_needs_is_asked_for(runner: str, option: str) ->
 
 
 def test_workers_of_a_portable_job_come_from_one_place() -> None:
-    for both in ({"worker_pool": None}, {"image": "image"}):
+    either: list[dict[str, Any]] = [{"worker_pool": None}, {"image": "image"}]
+    for both in either:
         with pytest.raises(ConfigError, match="either --worker-pool or --image"):
             replace(VALID["portable"], **both)
 
@@ -167,18 +171,29 @@ def test_the_error_of_a_worker_without_the_folder_is_told_from_what_the_runner_s
     assert raised_by_worker(tmp_path, RuntimeError("something else")) is None
 
 
-@pytest.mark.parametrize("threads", [False, True])
 @pytest.mark.parametrize("kind", ["SourceError", "OSError", "Conflict", "Corrupt", "TransientError"])
-def test_what_a_worker_raises_arrives_as_itself(kind: str, threads: bool, tmp_path: Path) -> None:
+def test_what_a_worker_raises_arrives_as_itself(kind: str, tmp_path: Path) -> None:
     expected = {"SourceError": SourceError, "OSError": OSError, "Conflict": Conflict, "Corrupt": Corrupt}.get(kind, TransientError)
-    runner = RunnerConfig(threads=threads)
     with pytest.raises(expected) as raised:
-        run_groups("Refuse", partial(refuse, kind), [0, 1], tmp_path, 2 if threads else 1, runner=runner)
+        run_groups("Refuse", partial(refuse, kind), [0, 1], tmp_path, 1)
     assert type(raised.value) is expected
     if kind == "SourceError":
         assert isinstance(raised.value, SourceError) and raised.value.observed == "3"
     if kind == "OSError":
         assert isinstance(raised.value, OSError) and raised.value.errno == 28
+
+
+def test_what_a_thread_raises_arrives_as_itself(tmp_path: Path) -> None:
+    """In a process of its own: the other thread may still say that its work was taken away."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom scenemill.pipelines.runners import run_groups\n"
+        "from scenemill.pipelines.runner_options import RunnerConfig\nfrom scenemill.schemas.errors import Conflict\n"
+        "def refuse(number): raise Conflict(f'number {number}')\n"
+        "try: run_groups('Refuse', refuse, [1, 2, 3], Path(sys.argv[1]), 2, runner=RunnerConfig(threads=True))\n"
+        "except Conflict as error: print('told', error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"told number [123]\n", done.stdout)
 
 
 def test_a_run_that_was_broken_off_does_the_rest(tmp_path: Path) -> None:
