@@ -13,7 +13,7 @@ Airflow's environment needs this package without its dependencies. Written for A
 import subprocess
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from scenemill.pipelines.schedule_alerts import has_address, send_alert
 from scenemill.pipelines.schedule_files import load_schedules
@@ -21,6 +21,8 @@ from scenemill.schemas.schedule import ScheduleConfig, parse_duration
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG, Context
+
+_ENDS: Final = {"failure": "failed", "success": "succeeded"}  # of a task in Airflow's words, and in those of a schedule's file
 
 
 def load_dags(folder: Path | str, names: MutableMapping[str, Any], command: Sequence[str] = ("scenemill",)) -> None:
@@ -73,9 +75,6 @@ def make_dag(path: Path, schedule: ScheduleConfig, command: Sequence[str]) -> "D
     return dag
 
 
-_ENDS = {"failure": "failed", "success": "succeeded"}
-
-
 def _is_told(schedule: ScheduleConfig, state: str) -> bool:
     return state in schedule.alerts.ends and has_address(schedule.alerts)
 
@@ -88,7 +87,7 @@ def _teller(schedule: ScheduleConfig, state: str) -> Any:
 
 
 def _document(schedule: ScheduleConfig, state: str, context: "Context") -> dict[str, object]:
-    """What is told, with the names that the scheduler of one machine uses."""
+    """What is told; the interval and the figures are in Airflow's own records, under the name of the run."""
     run = context["run_id"]
     return {"schedule": schedule.name, "run": run, "state": state, "text": f"scenemill {schedule.name} {run}: {state}"}
 
