@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -37,8 +37,10 @@ LIMIT_BYTE: Final = 4 << 30
 IDLE_S: Final = 600.0
 """Without a question, after which a child ends: it holds 300 MB."""
 
-_COMMAND: Final = "import sys; from scenemill.pipelines.view_reading import answer; answer(*map(float, sys.argv[1:]))"
-_NEEDED: Final = ("scenemill.pipelines.view_log", "pxr.Sdf", "pxr.Usd", "pxr.UsdGeom", "pxr.UsdShade", "pxr.UsdUtils")
+_COMMAND: Final = (
+    "import sys; from scenemill.pipelines.view_reading import answer; answer(*map(float, sys.argv[1:4]), sys.argv[4:])"
+)
+_OF_USD: Final = ("scenemill.pipelines.view_log", "pxr.Sdf", "pxr.Usd", "pxr.UsdGeom", "pxr.UsdShade", "pxr.UsdUtils")
 _ENVIRONMENT: Final = {
     "USDC_USE_PREAD": "1",  # else usd-core maps files, and one that is cut short meanwhile ends the process
     "TMPDIR": os.devnull,  # no folder: usd-core would leave a report of its end there
@@ -65,13 +67,21 @@ class UsdReader:
     """Reads USD files in a child process, which is begun by the first question, and anew after its end.
 
     Args:
+        modules: what the child imports before its first answer, so that this is not counted to a file.
         limit_s: for one answer.
         limit_byte: of memory, beyond what the child begins with; on Linux.
         idle_s: without a question, after which the child ends.
     """
 
-    def __init__(self, limit_s: float = LIMIT_S, limit_byte: int = LIMIT_BYTE, idle_s: float = IDLE_S) -> None:
-        self._limits = limit_s, limit_byte, idle_s
+    def __init__(
+        self,
+        modules: Sequence[str] = _OF_USD,
+        limit_s: float = LIMIT_S,
+        limit_byte: int = LIMIT_BYTE,
+        idle_s: float = IDLE_S,
+    ) -> None:
+        self._limit_s = limit_s
+        self._given = [str(limit_s), str(limit_byte), str(idle_s), *modules]
         self._lock = threading.Lock()  # one file at a time, so that the blame is right
         self._child: subprocess.Popen[bytes] | None = None
         self._broken: dict[str, tuple[_State, SourceError]] = {}
@@ -146,7 +156,7 @@ class UsdReader:
         package = str(Path(scenemill.__path__[0]).parent)
         places = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), package)))
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-c", _COMMAND, *map(str, self._limits)],
+            [sys.executable, "-P", "-c", _COMMAND, *self._given],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": places},
@@ -183,7 +193,7 @@ class UsdReader:
 
     def _how_it_ended(self, code: int) -> str:
         if code == -signal.SIGALRM:
-            return f"reading it takes more than {self._limits[0]:g} s"
+            return f"reading it takes more than {self._limit_s:g} s"
         return f"reading it ends the process: {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
 
@@ -191,15 +201,15 @@ READER: Final = UsdReader()
 """Of all viewers of a process."""
 
 
-def answer(limit_s: float, limit_byte: float, idle_s: float) -> None:
+def answer(limit_s: float, limit_byte: float, idle_s: float, modules: Sequence[str]) -> None:
     """The child's life: answer what comes in, until nothing does.
 
     Args:
-        limit_s, limit_byte, idle_s: as of ``UsdReader``.
+        limit_s, limit_byte, idle_s, modules: as of ``UsdReader``.
     """
     with os.fdopen(os.dup(0), "rb") as questions, os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)  # whatever libraries print when they are imported is no answer
-        for name in _NEEDED:
+        for name in modules:
             import_module(name)
         _limit(int(limit_byte))
         _send(None, answers)
