@@ -14,12 +14,12 @@ import typer
 import scenemill
 from scenemill.pipelines.cli_experiments import register
 from scenemill.pipelines.cli_fit import fit
-from scenemill.pipelines.cli_ingest import Workers, place
+from scenemill.pipelines.cli_ingest import Workers
 from scenemill.pipelines.cli_ingest import register as register_ingest
 from scenemill.pipelines.cli_jobs import register as register_jobs
 from scenemill.pipelines.cli_schedule import register as register_schedule
 from scenemill.pipelines.cli_synth import register as register_synth
-from scenemill.pipelines.cli_view import mock_checkpoints, runs, view
+from scenemill.pipelines.cli_view import mock_checkpoints, view
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
-StoreArgument = Annotated[
-    Any, typer.Argument(parser=place, metavar="PATH|URI", help="The store's folder, or s3://BUCKET/STORE, gs://BUCKET/STORE.")
-]
+StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.")]
 Version = Annotated[str | None, typer.Option(help="Id of an older version, or its first digits. Default: the newest.")]
 
 
@@ -317,7 +315,7 @@ def selfcheck(as_json: AsJson = False) -> None:
 @app.command()
 def score(
     predictions: Annotated[Path, typer.Option(help="Folder of predictions: SCENE_IMAGE/segments.json and its arrays.")],
-    store: Annotated[Any, typer.Option(parser=place, metavar="PATH|URI", help="The store that holds the truth.")],
+    store: Annotated[Path, typer.Option(help="The store that holds the truth.")],
     tables: Annotated[Path, typer.Option(help="Folder of the metric tables; made if it is not there.")],
     run: Annotated[str, typer.Option(help="Name of the run. Default: made from what decides the numbers.")] = "",
     model: Annotated[str, typer.Option(help="What to call the model in reports.")] = "model",
@@ -389,7 +387,6 @@ register_synth(app, _progress, _say)
 register_jobs(app)
 register_schedule(app)
 app.command()(view)
-app.command()(runs)
 app.command("mock-checkpoints")(mock_checkpoints)
 app.command()(fit)
 
