@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "pipelines": {*FOLDERS},
 }
 HOMES = {
+    "airflow": ("pipelines/airflow.py",),
     "apache_beam": ("pipelines/",),
+    "apscheduler": ("pipelines/schedule",),
     "distributed": ("pipelines/runner_dask.py",),
     "torch": ("trainers/",),
     "great_expectations": ("validators/suites.py",),
