@@ -272,7 +272,7 @@ export class Pane {
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
     const background = model.dark ? DARK : LIGHT;
     if (this.picture) this.place = drawPicture(this.canvas, this.picture, background);
-    else {
+    else if (!stage.isLost()) {
       const share = this.moving ? stage.pace.share : 1;
       const { ortho, grid } = model;
       stage.draw(this.canvas, this.objects?.group, this.camera, { ortho, grid, share, background, box: this.box });

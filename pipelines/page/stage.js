@@ -21,11 +21,17 @@ function makeRenderer() {
     const made = new THREE.WebGLRenderer({ antialias: true, alpha: true, powerPreference: "high-performance" });
     made.autoClear = true;
     made.domElement.addEventListener("webglcontextlost", (event) => event.preventDefault());
+    made.domElement.addEventListener("webglcontextrestored", () => (environment = scene.environment = null));
     return made;
   } catch {
     missing = "This browser gives no WebGL 2, so nothing can be drawn in space. Pictures and slices are shown.";
     return null;
   }
+}
+
+/** Whether the graphics card has forgotten everything, and takes nothing yet. */
+export function isLost() {
+  return Boolean(renderer?.getContext().isContextLost());
 }
 
 /** Call back when the graphics card has forgotten everything and takes it anew. */

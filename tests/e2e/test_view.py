@@ -296,6 +296,42 @@ def test_a_lost_connection_is_told_and_taken_up_again(tab: Tab, log: Path) -> No
         tab.leave()
 
 
+CONTEXTS = """
+    window.contexts = new Set();
+    const getContext = HTMLCanvasElement.prototype.getContext;
+    HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
+      const context = getContext.call(this, kind, ...rest);
+      if (kind === "webgl2" && context) window.contexts.add(context);
+      return context;
+    };
+"""
+"""Remembers the graphics contexts of a page, so that a test can take them away."""
+
+
+def test_a_graphics_context_that_is_lost_comes_back_with_everything_in_it(tab: Tab, tmp_path: Path) -> None:
+    write_log(tmp_path / "log")
+    metal = {"metal": PBRMaterial(diffuse_color=(0.9, 0.05, 0.05), metallic_value=1.0, roughness_value=0.3)}
+    uvs = PLACES[:, :2] * 0.5 + 0.5
+    Timelapse(tmp_path / "log").add_mesh_batch(0, "metal", [PLACES], [QUADS], [uvs], [QUADS], materials_list=[metal])
+    items = ("mesh/metal/0", "mesh/painted/0", "pointcloud/cloud/0", "voxelgrid/grid/0")
+    tab.page.add_init_script(CONTEXTS)
+    with serve(tmp_path / "log") as viewer:
+        tab.open(viewer.url, panes(*items, t=0)).set(1, material="painted")
+        before = [tab.look(number) for number in range(4)]
+        assert before[0]["red"] > 0.03 and before[1]["green"] > 0.03
+        for _ in range(2):
+            tab.page.evaluate("window.lost = [...window.contexts].map((one) => one.getExtension('WEBGL_lose_context'))")
+            tab.page.evaluate("window.lost.forEach((one) => one.loseContext())")
+            tab.until("[...window.contexts].every((one) => one.isContextLost())")
+            assert tab.press("ArrowRight").look(2) == before[2]  # what was drawn last stays
+            tab.page.evaluate("window.lost.forEach((one) => one.restoreContext())")
+            tab.until("[...window.contexts].every((one) => !one.isContextLost())")
+            assert [tab.look(number) for number in range(4)] == before
+        tab.drag(2)
+        assert tab.look(2)["sum"] != before[2]["sum"] and tab.look(2)["green"] > 0.02
+        tab.leave()
+
+
 def test_a_sample_is_shown_as_pictures_slices_and_in_space(tab: Tab, samples: Path, samples_viewer: Viewer) -> None:
     store = open_store(samples / "store")
     tab.open(samples_viewer.url)
