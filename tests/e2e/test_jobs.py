@@ -24,7 +24,7 @@ from scenemill.transforms.worlds import write_world
 
 TOKEN = "e2e" * 12
 STEPS = 4
-MANY = 16
+MANY = 8
 """Steps of stage 1: it still trains when a service that was killed is there again."""
 
 
