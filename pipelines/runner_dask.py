@@ -34,7 +34,7 @@ def run_on_dask(label: str, work: Work[Group], todo: Sequence[tuple[int, Group]]
         run = uuid4().hex
         futures = [
             client.submit(_do, label, work, some, key=f"scenemill-{run}-{number}", pure=False)
-            for number, some in enumerate(_share(todo, sum(client.nthreads().values())))
+            for number, some in enumerate(_share(todo, max(1, sum(client.nthreads().values()))))
         ]
         try:
             for future in as_completed(futures, loop=client.loop):

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from scenemill.pipelines.runner_options import RunnerConfig
 from scenemill.pipelines.runner_portable import beam_options
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, SceneMillError
+from scenemill.schemas.places import Place
 
 _LIMIT_BYTE: Final = 10 << 20
 """Of a job's graph. Source: the quotas in Dataflow's documentation."""
@@ -109,7 +111,8 @@ def dataflow_options(config: IngestConfig, runner: RunnerConfig) -> PipelineOpti
 
 def _need_client() -> None:
     try:
-        from google.cloud import dataflow, storage  # noqa: F401
+        for client in ("dataflow", "storage"):
+            import_module(f"google.cloud.{client}")
     except ImportError as error:
         raise ConfigError("--runner dataflow needs Google's clients: pip install 'scenemill[gcp]'") from error
 
@@ -120,7 +123,7 @@ def _job_name(config: IngestConfig) -> str:
     return f"scenemill-ingest-{config.source.replace('_', '-')}-{store}"
 
 
-def uri_of(path: Path | None) -> str:
+def uri_of(path: Place | None) -> str:
     """A folder as text; where ``Path`` took a URI for a path of folders, the URI.
 
     >>> uri_of(Path("gs://bucket/raw")), uri_of(Path("/data/raw"))

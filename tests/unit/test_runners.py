@@ -91,8 +91,9 @@ def test_an_option_that_says_nothing_to_a_runner_is_refused_by_name(runner: str,
     ],
 )
 def test_an_option_that_a_runner_needs_is_asked_for(runner: str, option: str) -> None:
+    without: dict[str, Any] = {option: None}
     with pytest.raises(ConfigError, match=f"--runner {runner} needs --{option.replace('_', '-')}"):
-        replace(VALID[runner], **{option: None})
+        replace(VALID[runner], **without)
 
 
 def test_workers_of_a_portable_job_come_from_one_place() -> None:
