@@ -14,7 +14,7 @@ import typer
 import scenemill
 from scenemill.pipelines.cli_experiments import register
 from scenemill.pipelines.cli_fit import fit
-from scenemill.pipelines.cli_ingest import Workers
+from scenemill.pipelines.cli_ingest import Workers, place
 from scenemill.pipelines.cli_ingest import register as register_ingest
 from scenemill.pipelines.cli_jobs import register as register_jobs
 from scenemill.pipelines.cli_schedule import register as register_schedule
@@ -35,7 +35,9 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
-StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.")]
+StoreArgument = Annotated[
+    Any, typer.Argument(parser=place, metavar="PATH|URI", help="The store's folder, or s3://BUCKET/STORE, gs://BUCKET/STORE.")
+]
 Version = Annotated[str | None, typer.Option(help="Id of an older version, or its first digits. Default: the newest.")]
 
 
@@ -315,7 +317,7 @@ def selfcheck(as_json: AsJson = False) -> None:
 @app.command()
 def score(
     predictions: Annotated[Path, typer.Option(help="Folder of predictions: SCENE_IMAGE/segments.json and its arrays.")],
-    store: Annotated[Path, typer.Option(help="The store that holds the truth.")],
+    store: Annotated[Any, typer.Option(parser=place, metavar="PATH|URI", help="The store that holds the truth.")],
     tables: Annotated[Path, typer.Option(help="Folder of the metric tables; made if it is not there.")],
     run: Annotated[str, typer.Option(help="Name of the run. Default: made from what decides the numbers.")] = "",
     model: Annotated[str, typer.Option(help="What to call the model in reports.")] = "model",

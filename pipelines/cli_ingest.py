@@ -9,15 +9,41 @@ import typer
 
 from scenemill.pipelines.runner_options import RUNNERS, RunnerConfig
 from scenemill.schemas.config import IngestConfig, parse_max_rejected
+from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.places import Place
+from scenemill.transforms.objects import place_of
 
 Progress = Callable[[bool], AbstractContextManager[Callable[[str, int, int], None]]]
 Say = Callable[[Any, bool, Callable[[Any], None]], None]
 
+
+def place(text: str) -> Place:
+    """A folder, or the URI of one in an object store, as typed.
+
+    Raises:
+        BadParameter: neither.
+    """
+    try:
+        return place_of(text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 SourceName = Annotated[str, typer.Argument(help="front3d, matterport, synthetic_hospital, synthetic_warehouse or views.")]
 Input = Annotated[
-    Path, typer.Option(help="Raw folder: the one that holds data/ and the split lists; of views, the one with 0_rgb.png.")
+    Any,
+    typer.Option(
+        parser=place,
+        metavar="PATH|URI",
+        help="Raw folder: the one that holds data/ and the split lists; of views, the one with 0_rgb.png; s3:// or gs:// too.",
+    ),
 ]
-Output = Annotated[Path, typer.Option(help="The store: a new folder, or one that holds a store already.")]
+Output = Annotated[
+    Any,
+    typer.Option(
+        parser=place, metavar="PATH|URI", help="The store: a new folder, or one that holds a store already; s3:// or gs:// too."
+    ),
+]
 Splits = Annotated[
     list[str] | None, typer.Option(help="Split lists, by name or NAME=FILE, several by comma. Default: all in the folder.")
 ]
@@ -55,8 +81,8 @@ BeamOption = Annotated[list[str] | None, _option("portable, dataflow: another op
 
 def _config(
     source: str,
-    input: Path,
-    output: Path | None,
+    input: Place,
+    output: Place | None,
     splits: list[str] | None,
     limit: int | None,
     workers: int,
@@ -81,7 +107,9 @@ def _register_plan(app: typer.Typer, progress: Progress, say: Say) -> None:
     def plan(
         source: SourceName,
         input: Input,
-        output: Annotated[Path | None, typer.Option(help="The store it would go to; nothing is written.")] = None,
+        output: Annotated[
+            Any, typer.Option(parser=place, metavar="PATH|URI", help="The store it would go to; nothing is written.")
+        ] = None,
         splits: Splits = None,
         limit: Limit = None,
         workers: Workers = 1,

@@ -77,7 +77,8 @@ def read_folder(
     everything = listed
     listed = listed[: config.limit]
     source = open_source(config.source, root, listed, layout.grid if layout else None, layout.image if layout else None)
-    known = {sample.key: remembered[sample.key] for sample in listed if _is_fresh(source, sample, remembered)}
+    glance = sums.Glance(root)
+    known = {sample.key: remembered[sample.key] for sample in listed if _is_fresh(source, sample, remembered, glance)}
     unknown = [sample for sample in listed if sample.key not in known]
     groups = [unknown[start : start + _SUM_GROUP] for start in range(0, len(unknown), _SUM_GROUP)]
     with TemporaryDirectory() as work:
@@ -96,9 +97,9 @@ def read_folder(
     return Folder(source, tuple(listed), known, found)
 
 
-def _is_fresh(source: Source, listed: Listed, remembered: Mapping[str, sums.Sums]) -> bool:
+def _is_fresh(source: Source, listed: Listed, remembered: Mapping[str, sums.Sums], glance: sums.Glance) -> bool:
     held = remembered.get(listed.key)
-    return held is not None and held.fingerprint == sums.fingerprint_of(source, listed)
+    return held is not None and held.fingerprint == sums.fingerprint_of(source, listed, glance)
 
 
 def _compare_views(

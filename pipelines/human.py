@@ -10,6 +10,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from scenemill.schemas.places import Place
 from scenemill.transforms.store import Store, history
 from scenemill.validators.suites import DOCS_INDEX
 
@@ -144,7 +145,7 @@ def print_loader_speed(console: Console, speed: "LoaderSpeed") -> None:
         console.print("Batches were taken as fast as they came: --step-ms 100 shows what a step of 100 ms would wait.")
 
 
-def print_outcome(console: Console, store: Path, outcome: "Outcome") -> None:
+def print_outcome(console: Console, store: Place, outcome: "Outcome") -> None:
     """The receipt of a run, and what was found."""
     print_findings(console, outcome.findings)
     if outcome.outcome == "unchanged":
@@ -204,7 +205,7 @@ def print_validation(console: Console, result: "Validation", report: Path | None
     )
 
 
-def print_verified(console: Console, store: Path, verified: "Verified") -> None:
+def print_verified(console: Console, store: Place, verified: "Verified") -> None:
     """What a verification saw."""
     for broken in verified.broken[:_ROWS]:
         where = f"part {broken.part}: " if broken.part else ""
@@ -300,7 +301,7 @@ def print_sample(console: Console, store: Store, key: str, png: Path | None) -> 
         console.print(f"contact sheet: {png}")
 
 
-def versions_json(root: Path) -> list[dict[str, Any]]:
+def versions_json(root: Place) -> list[dict[str, Any]]:
     """The published versions for machines, newest first; when and how long from the runs table."""
     opened = history(root)
     runs = {row["version"]: row for row in opened[0].runs.to_pylist() if row["version"]}

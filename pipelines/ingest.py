@@ -26,6 +26,7 @@ from scenemill.pipelines.runners import run_groups
 from scenemill.pipelines.runs import Run
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, TooManyRejected
+from scenemill.schemas.places import Place, Remote
 from scenemill.transforms import publish, sums
 from scenemill.transforms.layout import ROOT, Layout
 from scenemill.transforms.parts import PartPlan, PartWriter, Receipt, finished_part, read_part_tables
@@ -77,10 +78,10 @@ class Outcome:
     samples: pa.Table
     seconds: float = 0.0
     expected: Expected | None = None
-    report: Path | None = None
+    report: Place | None = None
 
 
-def build_part(source: Source, layout: Layout, store: Path, token: str, part: PartPlan) -> tuple[pa.Table]:
+def build_part(source: Source, layout: Layout, store: Place, token: str, part: PartPlan) -> tuple[pa.Table]:
     """Read, check and write the samples of one part, one sample in memory at a time; a finished part is left as it is.
 
     Args:
@@ -171,8 +172,10 @@ def survey(config: IngestConfig, on_progress: OnProgress = no_progress) -> tuple
     return folder, plan, finished
 
 
-def _open_to_repair(store: Path) -> Store | None:
+def _open_to_repair(store: Place) -> Store | None:
     """The published version, its two documents made whole from each other."""
+    if isinstance(store, Remote):
+        raise ConfigError(f"store {store}: --repair mends stores on a disk; restore the objects, or ingest into another store")
     try:
         base = open_base(store)
     except Corrupt:
@@ -207,7 +210,7 @@ def _build(
     publish.announce(store, token)
     todo = [part for part in plan.parts if part.id not in whole]
     function = partial(build_part, folder.source, plan.layout, store, token)
-    with TemporaryDirectory(dir=store / publish.WORK) as work:
+    with TemporaryDirectory(dir=publish.disk_of(store) / publish.WORK) as work:
         before = len(finished)
         for _ in run_groups(
             "Build parts",
@@ -217,7 +220,7 @@ def _build(
             config.workers,
             lambda done: on_progress("Building parts", before + done, len(plan.parts)),
             runner=runner,
-            seen=(folder.source.root,),
+            seen=[folder.source.root] if isinstance(folder.source.root, Path) else [],
         ):
             pass
     receipts = [finished_part(store, part.id) for part in plan.parts]
@@ -227,7 +230,7 @@ def _build(
     return [receipt for receipt in receipts if receipt is not None]
 
 
-def _draft(store: Path, folder: Folder, plan: Plan, receipts: Sequence[Receipt]) -> Draft:
+def _draft(store: Place, folder: Folder, plan: Plan, receipts: Sequence[Receipt]) -> Draft:
     """The tables of the new version: what stays of the old one, what the parts brought, and the splits and lists of today."""
     built = [read_part_tables(store, receipt) for receipt in receipts]
     base = plan.base
@@ -287,15 +290,14 @@ def _publish(config: IngestConfig, plan: Plan, draft: Draft, outcome: Outcome, r
     """Judge the table as a whole, then publish or stop."""
     store = config.output
     assert store is not None
-    with run.stage("judge"):
-        expected = expect(config.source, draft.samples, run.folder(store)) if draft.samples.num_rows else Expected(0, 0, ())
+    with run.stage("judge"), run.writing(store) as folder:
+        expected = expect(config.source, draft.samples, folder) if draft.samples.num_rows else Expected(0, 0, ())
     problem = _stop_reason(config, outcome, expected)
     if problem:
         run.write(store, replace(outcome, outcome="stopped"), expected, findings=outcome.findings)
         raise TooManyRejected(f"{problem}; nothing was published. Reasons: {run.folder(store) / 'findings.parquet'}")
-    root = store / ROOT
     with run.stage("publish"):
-        version = publish_version(store, draft, root.read_bytes() if plan.base is not None else None)
+        version = publish_version(store, draft, plan.base.published if plan.base is not None else None)
     published = replace(outcome, version=version, seconds=run.seconds, expected=expected, report=run.folder(store))
     run.write(store, published, expected)
     publish.reached("run written")

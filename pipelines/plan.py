@@ -1,7 +1,7 @@
 """What a run is to do on top of what is published."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -9,9 +9,11 @@ from scenemill.pipelines.examine import read_frustum
 from scenemill.pipelines.folder import Folder
 from scenemill.schemas.config import SAMPLES_PER_PART, IngestConfig
 from scenemill.schemas.errors import ConfigError, NotPublished
+from scenemill.schemas.places import Place, Remote
 from scenemill.schemas.tables import FINDINGS, SAMPLES
 from scenemill.transforms.folders import sha256, split_rank
 from scenemill.transforms.layout import CONVERSION, Layout
+from scenemill.transforms.object_slots import plan_free
 from scenemill.transforms.parts import PartPlan, Planned, plan_parts
 from scenemill.transforms.sources import Source
 from scenemill.transforms.store import Store, open_store
@@ -41,7 +43,7 @@ class Plan:
     still_rejected: frozenset[str]
 
 
-def open_base(store: Path | None) -> Store | None:
+def open_base(store: Place | None) -> Store | None:
     """The version a run builds upon, or None in a new store."""
     try:
         return open_store(store) if store is not None else None
@@ -71,7 +73,10 @@ def make_plan(config: IngestConfig, folder: Folder, base: Store | None, broken: 
         for sample in sorted(folder.samples, key=lambda sample: (split_rank(sample.splits[0]), sample.key))
         if sample.key not in kept and sample.key not in rejected
     ]
-    parts = plan_parts(layout, build, base.manifest["slots"] if base else 0, CHECKS_VERSION)
+    first_slot = base.manifest["slots"] if base else 0
+    parts: Sequence[PartPlan] = plan_parts(layout, build, first_slot, CHECKS_VERSION)
+    if isinstance(config.output, Remote):
+        parts = plan_free(config.output, first_slot, lambda slot: plan_parts(layout, build, slot, CHECKS_VERSION))
     return Plan(layout, base, tuple(parts), samples, findings, kept, rejected)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, Literal
 from uuid import uuid4
 
@@ -13,7 +14,9 @@ import pyarrow as pa
 
 import scenemill
 from scenemill.schemas.config import IngestConfig
+from scenemill.schemas.places import Place
 from scenemill.schemas.tables import RUNS, table_of
+from scenemill.transforms.publish import write_whole
 from scenemill.transforms.rows import write_rows
 from scenemill.validators.suites import Expected
 
@@ -39,9 +42,21 @@ class Run:
         self._stages: dict[str, float] = {}
         self._clock = time.monotonic()
 
-    def folder(self, store: Path) -> Path:
+    def folder(self, store: Place) -> Place:
         """Where the run keeps its row, its validation result and the data docs."""
         return store / "runs" / self.id
+
+    @contextmanager
+    def writing(self, store: Place) -> Iterator[Path]:
+        """A folder on a disk for what the run keeps: its own, or one whose files go there at the end."""
+        folder = self.folder(store)
+        if isinstance(folder, Path):
+            yield folder
+            return
+        with TemporaryDirectory() as held:
+            yield Path(held)
+            for path in sorted(path for path in Path(held).rglob("*") if path.is_file()):
+                write_whole(folder / path.relative_to(held).as_posix(), path.read_bytes())
 
     @property
     def seconds(self) -> float:
@@ -55,7 +70,7 @@ class Run:
         yield
         self._stages[f"{stage}_seconds"] = time.monotonic() - start
 
-    def write(self, store: Path, outcome: "Outcome", expected: Expected, findings: pa.Table | None = None) -> None:
+    def write(self, store: Place, outcome: "Outcome", expected: Expected, findings: pa.Table | None = None) -> None:
         """Write the run's row, and the findings where nothing was published that could hold them."""
         row = {
             "run": self.id,

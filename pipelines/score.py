@@ -18,6 +18,7 @@ from scenemill.pipelines.runners import run_groups
 from scenemill.pipelines.tables import append_run
 from scenemill.schemas.errors import ConfigError, Corrupt, SourceError
 from scenemill.schemas.labels import BUILT_IN, LabelMap
+from scenemill.schemas.places import Place
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import COUNTS, DEPTHS, SCORES, table_of
 from scenemill.trainers.instances import learned_classes
@@ -59,7 +60,7 @@ class ScoreConfig:
     """
 
     predictions: Path
-    store: Path
+    store: Place
     tables: Path
     run: str = ""
     model: str = "model"

@@ -17,6 +17,7 @@ from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.dataset import SplitConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig, results_folder
+from scenemill.schemas.places import Place
 from scenemill.trainers.batches import SceneDataset
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
 from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
@@ -24,6 +25,7 @@ from scenemill.trainers.nvpanoptix3d.weights import load_all
 from scenemill.trainers.sidefiles import check_label_map
 from scenemill.trainers.stages import make_stage1, make_stage2
 from scenemill.trainers.train import Step, Trained, train
+from scenemill.transforms.objects import place_of
 from scenemill.transforms.publish import write_whole
 
 _SPLITS = ("train", "val", "test")
@@ -33,7 +35,7 @@ _SPLITS = ("train", "val", "test")
 class Samples:
     """Where the samples of a split are: a store, and the name of the split in it; None for all of the store."""
 
-    store: Path
+    store: Place
     split: str | None
 
 
@@ -54,13 +56,14 @@ def find_samples(config: ExperimentConfig, split: str, on_progress: OnProgress) 
     held: SplitConfig = getattr(config.dataset, split)
     if not held.base_dir:
         raise ConfigError(f"dataset.{split}.base_dir is empty: name a store, or a raw folder that holds data/")
-    base = Path(held.base_dir)
+    base = place_of(held.base_dir)
     if not base.is_dir():
         raise ConfigError(f"dataset.{split}.base_dir={held.base_dir!r}: no such folder")
     name = Path(held.json_path).stem if held.json_path else None
     if (base / "zarr.json").is_file():
         return Samples(base, name)
-    store = cache_folder() / hashlib.sha256(f"{config.dataset.name}:{base.resolve()}".encode()).hexdigest()[:16]
+    where = base.resolve() if isinstance(base, Path) else base
+    store = cache_folder() / hashlib.sha256(f"{config.dataset.name}:{where}".encode()).hexdigest()[:16]
     with _alone(store, on_progress):
         ingest(IngestConfig(config.dataset.name, base, store, splits=_lists(config, held.base_dir)), on_progress)
     return Samples(store, name)
@@ -94,7 +97,7 @@ def _lists(config: ExperimentConfig, base_dir: str) -> tuple[str, ...]:
     for split in _SPLITS:
         held: SplitConfig = getattr(config.dataset, split)
         if held.base_dir == base_dir and held.json_path:
-            path = held.json_path if Path(held.json_path).is_file() else str(Path(base_dir) / held.json_path)
+            path = held.json_path if Path(held.json_path).is_file() else str(place_of(base_dir) / held.json_path)
             if found.setdefault(Path(path).stem, path) != path:
                 raise ConfigError(f"dataset.{split}.json_path={held.json_path!r}: another list has that name; rename one")
     return tuple(f"{name}={path}" for name, path in found.items())

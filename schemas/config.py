@@ -3,11 +3,11 @@
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import SOURCES, VIEWS
+from scenemill.schemas.places import Place
 
 PRECISIONS: Final = ("float32", "float16", "fixed16")
 SAMPLES_PER_PART: Final = 64
@@ -20,7 +20,7 @@ class IngestConfig:
     Attributes:
         source: one of ``schemas.fields.SOURCES``.
         input: the raw folder: the one above ``data/``; of views, the folder of an object's views or one of such folders.
-        output: the store; None where nothing is written.
+        output: the store, a folder or in an object store; None where nothing is written.
         splits: names of split lists, or ``name=path``; empty for every list found in ``input``; views without a list are all "train".
         limit: at most this many samples, the first in key order; None for all.
         workers: processes on this machine.
@@ -34,8 +34,8 @@ class IngestConfig:
     """
 
     source: str
-    input: Path
-    output: Path | None = None
+    input: Place
+    output: Place | None = None
     splits: tuple[str, ...] = ()
     limit: int | None = None
     workers: int = 1

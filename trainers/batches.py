@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.errors import ConfigError, Corrupt
 from scenemill.schemas.fields import VIEWS
+from scenemill.schemas.places import Place, Remote
 from scenemill.trainers.collate import Batch, Packed, collate, expand_batch, occupancy_below, pack
 from scenemill.trainers.examples import Example, ExampleReader, Skipped
 from scenemill.trainers.order import Order, Visit
@@ -84,7 +85,7 @@ class SceneDataset(Dataset[Example | Skipped]):
     """The samples of one or more stores, as examples a model can be trained on.
 
     Args:
-        stores: open stores or their folders.
+        stores: open stores, their folders, or their URIs in object stores.
         split: name of a split list; None for all samples.
         config: what an example holds; None for the defaults. Without ``enable_3d`` and ``enable_mp_occ`` no volume is ever read.
         training: True to augment, and to add the generated images that ``augmentation.gen_aug_weight`` asks for, each a sample with
@@ -102,7 +103,7 @@ class SceneDataset(Dataset[Example | Skipped]):
 
     def __init__(
         self,
-        stores: "Store | str | Path | Sequence[Store | str | Path]",
+        stores: "Store | str | Place | Sequence[Store | str | Place]",
         split: str | None = None,
         config: DatasetConfig | None = None,
         *,
@@ -155,6 +156,11 @@ class SceneDataset(Dataset[Example | Skipped]):
         """(N,) the store of each sample, from 0 in the order given."""
         return np.repeat(np.arange(len(self._members)), np.diff(self._ends, prepend=0))
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether a store is in an object store: worker processes that read it are not to be forked from one that has."""
+        return any(isinstance(member.store.root, Remote) for member in self._members)
+
     def key(self, sample: int) -> str:
         """``scene/image`` of a sample."""
         member, place = self._place(sample)
@@ -194,8 +200,8 @@ class SceneDataset(Dataset[Example | Skipped]):
         raise Corrupt(f"none of {len(self)} samples can be read; the first says: {skipped.reason}")
 
 
-def _opened(store: "Store | str | Path") -> "Store":
-    if isinstance(store, str | Path):
+def _opened(store: "Store | str | Place") -> "Store":
+    if isinstance(store, str | Path | Remote):
         from scenemill.transforms.store import open_store
 
         return open_store(store)
@@ -329,6 +335,7 @@ class SceneLoader:
             persistent_workers=self.workers > 0,
             prefetch_factor=self.prefetch if self.workers else None,
             worker_init_fn=_start_worker,
+            multiprocessing_context="spawn" if self.workers and self.dataset.is_remote else None,  # see object_clients.client
         )
 
     def _read(self) -> Iterable[Batch | Packed]:

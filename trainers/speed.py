@@ -4,12 +4,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from scenemill.schemas.dataset import DatasetConfig
+from scenemill.schemas.places import Place
 from scenemill.trainers.batches import SceneDataset, SceneLoader
 from scenemill.trainers.collate import Batch, collate, expand_batch, pack
 from scenemill.trainers.order import Visit
@@ -66,7 +66,7 @@ class LoaderSpeed:
 
 
 def bench_loader(
-    store: Path,
+    store: Place,
     split: str | None,
     config: DatasetConfig,
     *,

@@ -1,6 +1,7 @@
 """Raw folders: finding split lists, and opening files without leaving the root or trusting what lies there."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -8,10 +9,12 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, overload
 
 from scenemill.schemas.errors import ConfigError, SourceError
+from scenemill.schemas.places import Place, Remote
 from scenemill.schemas.sample import SampleKey
+from scenemill.transforms.objects import place_of
 
 SPLIT_ORDER: Final = ("train", "val", "validation", "test")
 _LIST_LIMIT_BYTE: Final = 1 << 28
@@ -37,7 +40,15 @@ class ListEntry:
     rgb_path: str = ""
 
 
-def find_root(folder: Path) -> Path:
+@overload
+def find_root(folder: Path) -> Path: ...
+
+
+@overload
+def find_root(folder: Place) -> Place: ...
+
+
+def find_root(folder: Place) -> Place:
     """The folder above ``data/``; ``data/`` itself is taken for its parent.
 
     Raises:
@@ -45,13 +56,13 @@ def find_root(folder: Path) -> Path:
     """
     for root in (folder, folder.parent):
         if (root / "data").is_dir() and (root == folder or folder.name == "data"):
-            return root.resolve()
+            return root.resolve() if isinstance(root, Path) else root
     if not folder.is_dir():
         raise ConfigError(f"input {folder}: no such folder; give the folder that holds data/ and the split lists")
     raise ConfigError(f"input {folder}: no data/ in it; give the folder above data/<scene>/")
 
 
-def find_lists(root: Path, splits: Sequence[str], *, needed: bool = True) -> dict[str, Path]:
+def find_lists(root: Place, splits: Sequence[str], *, needed: bool = True) -> dict[str, Place]:
     """Split name -> list file, in the order train, val, test, then by name.
 
     Args:
@@ -68,7 +79,7 @@ def find_lists(root: Path, splits: Sequence[str], *, needed: bool = True) -> dic
         if len(found) < len(named):
             raise ConfigError(f"--splits {', '.join(splits)}: a split is named twice; name each once")
     else:
-        files = sorted(root.iterdir(), reverse=True)  # of train.json and train.txt, the JSON file comes last and counts
+        files: list[Place] = sorted(root.iterdir(), reverse=True)  # train.json comes after train.txt, and counts
         found = {path.stem: path for path in files if path.suffix in (".json", ".txt") and path.is_file() and _is_list(path)}
     if needed and not found:
         raise ConfigError(
@@ -82,29 +93,29 @@ def split_rank(split: str) -> tuple[int, str]:
     return (SPLIT_ORDER.index(split) if split in SPLIT_ORDER else len(SPLIT_ORDER), split)
 
 
-def _named_list(root: Path, split: str) -> tuple[str, Path]:
+def _named_list(root: Place, split: str) -> tuple[str, Place]:
     name, _, given = split.partition("=")
     if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", name):
         raise ConfigError(f"--splits {split!r}: a split name is letters, digits, '_', '-' and '.'")
-    candidates = [Path(given)] if given else [root / f"{name}.json", root / f"{name}.txt"]
+    candidates: list[Place] = [place_of(given)] if given else [root / f"{name}.json", root / f"{name}.txt"]
     for path in candidates:
         if path.is_file():
             return name, path
     raise ConfigError(f"--splits {split!r}: no file {' or '.join(map(str, candidates))}")
 
 
-def _is_list(path: Path) -> bool:
+def _is_list(path: Place) -> bool:
     """Whether a file in the root is a split list; one that is named like a list must be one, and reading it will say so."""
     if path.stem in SPLIT_ORDER:
         return True
     if path.suffix == ".txt":
-        with path.open(encoding="utf-8", errors="replace") as lines:
+        with _open_text(path) as lines:
             return bool(_TEXT_LINE.match(lines.readline(4096).strip()))
     records = _load_json(path)
     return isinstance(records, list) and bool(records) and isinstance(records[0], dict) and "scene_id" in records[0]
 
 
-def read_list(path: Path) -> Iterator[ListEntry]:
+def read_list(path: Place) -> Iterator[ListEntry]:
     """The entries of a split list: a JSON array of records, or a text file of ``scene/image`` lines.
 
     Raises:
@@ -122,14 +133,20 @@ def read_list(path: Path) -> Iterator[ListEntry]:
         yield _read_record(record, f"{path.name}[{position}]")
 
 
-def _read_text_list(path: Path) -> Iterator[ListEntry]:
+def _read_text_list(path: Place) -> Iterator[ListEntry]:
     if path.stat().st_size > _LIST_LIMIT_BYTE:
         raise ConfigError(f"split list {path}: larger than {_LIST_LIMIT_BYTE} bytes")
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with _open_text(path) as lines:
         for position, line in enumerate(lines):
             if text := line.strip():
                 scene, _, image = text.removesuffix(".mapped").partition("/")  # Matterport3D test lists end in .mapped
                 yield _entry(scene, image, f"{path.name}[{position}]")
+
+
+def _open_text(path: Place) -> IO[str]:
+    if isinstance(path, Path):
+        return path.open(encoding="utf-8", errors="replace")
+    return io.TextIOWrapper(io.BytesIO(path.read_bytes()), encoding="utf-8", errors="replace")
 
 
 def _read_record(record: object, where: str) -> ListEntry:
@@ -152,7 +169,7 @@ def _entry(scene: object, image: object, where: str, size: tuple[int, int] | Non
         return ListEntry(None, str(error), where)
 
 
-def _load_json(path: Path) -> object:
+def _load_json(path: Place) -> object:
     if path.stat().st_size > _LIST_LIMIT_BYTE:
         raise ConfigError(f"{path}: larger than {_LIST_LIMIT_BYTE} bytes; name the split lists with --splits")
     try:
@@ -161,20 +178,38 @@ def _load_json(path: Path) -> object:
         raise ConfigError(f"{path}: no readable JSON ({error}); mend it, or name the split lists with --splits") from error
 
 
-def read_file(root: Path, relative: str, limit_byte: int) -> bytes:
+def read_file(root: Place, relative: str, limit_byte: int) -> bytes:
     """The bytes of one raw file.
 
-    The first folder of ``relative`` may be a link (a tree kept on another disk); nothing below it may lead out of it.
+    The first folder of ``relative`` may be a link (a tree kept on another disk); nothing below it may lead out of it. In an object
+    store there are no links.
 
     Raises:
         SourceError: missing, not a plain file, too large, or outside its root.
     """
-    handle, size = _open_inside(root, relative, limit_byte)
-    with os.fdopen(handle, "rb") as file:
-        data = file.read(size + 1)
+    if isinstance(root, Remote):
+        data, size = _read_object(root, relative, limit_byte)
+    else:
+        handle, size = _open_inside(root, relative, limit_byte)
+        with os.fdopen(handle, "rb") as file:
+            data = file.read(size + 1)
     if len(data) != size:
         raise SourceError("changed", f"{len(data)} bytes read", f"{size}: the file changed while it was read")
     return data
+
+
+def _read_object(root: Remote, relative: str, limit_byte: int) -> tuple[bytes, int]:
+    try:
+        path = root / relative
+    except ConfigError as error:
+        raise SourceError("path", f"{relative[:200]!r}, which is no key", "a file inside the raw folder") from error
+    try:
+        size = path.stat().st_size
+        if size > limit_byte:
+            raise SourceError("size", f"{size} bytes", f"at most {limit_byte}")
+        return path.read_bytes(), size
+    except FileNotFoundError as error:
+        raise SourceError("presence", "no such file", relative) from error
 
 
 def _open_inside(root: Path, relative: str, limit_byte: int) -> tuple[int, int]:

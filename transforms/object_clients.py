@@ -34,8 +34,8 @@ _T = TypeVar("_T")
 _connected: set[int] = set()  # the processes that have connected: this one, and those it was forked from
 
 
-def client(scheme: str, bucket: str) -> "S3Store | GCSStore":
-    """The connection to a bucket: one for each, shared by threads.
+def client(scheme: str, bucket: str, prefix: str = "") -> "S3Store | GCSStore":
+    """The connection to a bucket, or to what is below a prefix of it: one for each, shared by threads.
 
     Raises:
         ConfigError: obstore is not installed, there are no credentials, or this process was forked from one that had connected.
@@ -46,19 +46,19 @@ def client(scheme: str, bucket: str) -> "S3Store | GCSStore":
             'start it with "spawn" or "forkserver"'
         )
     _connected.add(os.getpid())
-    return _connect(scheme, bucket)
+    return _connect(scheme, bucket, prefix)
 
 
 @lru_cache(maxsize=16)
-def _connect(scheme: str, bucket: str) -> "S3Store | GCSStore":
+def _connect(scheme: str, bucket: str, prefix: str) -> "S3Store | GCSStore":
     try:
         import obstore  # noqa: F401 - an extra: say so before anything else fails
     except ModuleNotFoundError as error:
         raise ConfigError(f"{scheme}://{bucket}: object stores need an extra: pip install 'scenemill[cloud]'") from error
-    return _connect_s3(bucket) if scheme == "s3" else _connect_gs(bucket)
+    return _connect_s3(bucket, prefix) if scheme == "s3" else _connect_gs(bucket, prefix)
 
 
-def _connect_s3(bucket: str) -> "S3Store":
+def _connect_s3(bucket: str, prefix: str) -> "S3Store":
     from obstore.store import S3Store
 
     endpoint = next((os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), "")
@@ -66,6 +66,7 @@ def _connect_s3(bucket: str) -> "S3Store":
     own = bool(os.environ.get("AWS_ACCESS_KEY_ID")) or _is_true("AWS_SKIP_SIGNATURE")  # the library reads these itself
     return S3Store(
         bucket,
+        prefix=prefix or None,
         config=config,
         client_options=_client_options(endpoint),
         retry_config=_RETRIES,
@@ -84,10 +85,10 @@ def _credentials(bucket: str) -> Any:
     return Boto3CredentialProvider(session)
 
 
-def _connect_gs(bucket: str) -> "GCSStore":
+def _connect_gs(bucket: str, prefix: str) -> "GCSStore":
     from obstore.store import GCSStore
 
-    return GCSStore(bucket, client_options=_client_options(""), retry_config=_RETRIES)
+    return GCSStore(bucket, prefix=prefix or None, client_options=_client_options(""), retry_config=_RETRIES)
 
 
 def _client_options(endpoint: str) -> "ClientConfig":

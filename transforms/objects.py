@@ -14,11 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from scenemill.schemas.errors import ConfigError, Conflict, TransientError
 from scenemill.schemas.places import Place, Remote, Status
 from scenemill.transforms.object_clients import SCHEMES, call, client
+
+if TYPE_CHECKING:
+    from obstore.store import GCSStore, S3Store
 
 _URI: Final = re.compile(r"(\w[\w+.-]*)://([^/]*)/*(.*)\Z", re.DOTALL)
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]\Z")
@@ -104,6 +107,11 @@ class ObjectPath(Remote):
     def call(self, function: Callable[..., _T], *given: Any, **named: Any) -> _T:
         """Call a function of obstore with this object's connection and key; errors as in ``object_clients.call``."""
         return call(str(self), function, client(self.scheme, self.bucket), self.key, *given, **named)
+
+    @property
+    def client(self) -> "S3Store | GCSStore":
+        """A connection that sees the objects below this prefix alone, and their keys without it: for Zarr."""
+        return client(self.scheme, self.bucket, self.key)
 
     def is_file(self) -> bool:
         """Whether there is an object of this key."""

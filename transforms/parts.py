@@ -6,13 +6,13 @@ A part's id is a checksum of all that decides its bytes; its receipt is written 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 
 from scenemill.schemas.errors import Corrupt
+from scenemill.schemas.places import Place
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import FINDINGS, SAMPLES, Finding, table_of
 from scenemill.transforms import publish
@@ -96,12 +96,12 @@ def plan_parts(layout: Layout, samples: Sequence[Planned], first_slot: int, chec
     return parts
 
 
-def part_folder(store: Path, part: str) -> Path:
+def part_folder(store: Place, part: str) -> Place:
     """Where a part's receipt and tables are."""
     return store / "parts" / part
 
 
-def read_receipt(store: Path, part: str, checksum: str | None = None) -> Receipt | None:
+def read_receipt(store: Place, part: str, checksum: str | None = None) -> Receipt | None:
     """The receipt of a finished part; None where the part is not finished.
 
     Raises:
@@ -120,7 +120,7 @@ def read_receipt(store: Path, part: str, checksum: str | None = None) -> Receipt
         raise Corrupt(f'part {part}: receipt cannot be read ({error}). Run "scenemill verify {store}"') from error
 
 
-def finished_part(store: Path, part: str) -> Receipt | None:
+def finished_part(store: Place, part: str) -> Receipt | None:
     """The receipt of a part all of whose files are there, as long as it says; None for any other part."""
     try:
         receipt = read_receipt(store, part)
@@ -131,11 +131,11 @@ def finished_part(store: Path, part: str) -> Receipt | None:
     return receipt
 
 
-def _has_size(path: Path, size_byte: int) -> bool:
+def _has_size(path: Place, size_byte: int) -> bool:
     return path.is_file() and path.stat().st_size == size_byte
 
 
-def read_part_tables(store: Path, receipt: Receipt) -> tuple[pa.Table, pa.Table]:
+def read_part_tables(store: Place, receipt: Receipt) -> tuple[pa.Table, pa.Table]:
     """A finished part's samples and findings.
 
     Raises:
@@ -177,7 +177,7 @@ def finding_rows(sample: Sample, findings: Sequence[Finding], *, rejected: bool)
 class PartWriter:
     """Writes one part: samples one at a time, then tables, then the receipt. Nothing counts before the receipt stands."""
 
-    def __init__(self, store: Path, layout: Layout, part: PartPlan) -> None:
+    def __init__(self, store: Place, layout: Layout, part: PartPlan) -> None:
         self._store = store
         self._layout = layout
         self._part = part

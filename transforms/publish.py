@@ -1,6 +1,9 @@
 """Making files count: locks, whole writes, exclusive placement, the one swap, and removal. The only file that renames or deletes
 in a store.
 
+In an object store nothing is locked and nothing renamed: every object is created where none is, and of several runs the first to
+swap the root document wins (``objects.py``). What a run needs of a disk meanwhile is in a folder of this machine.
+
 Bytes come first and are flushed; then the number that says they exist. ``reached`` names the moments between; the fault tests kill
 the process at every one of them and compare what a second run makes of it with an unbroken run.
 """
@@ -8,9 +11,11 @@ the process at every one of them and compare what a second run makes of it with 
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +24,7 @@ from typing import IO, Final
 from uuid import uuid4
 
 from scenemill.schemas.errors import ConfigError, Conflict
+from scenemill.schemas.places import Place, Remote
 
 WORK: Final = ".work"
 """Folder for files not yet placed, below the store; whatever a killed run leaves there is removed by the next."""
@@ -27,6 +33,7 @@ _LOCK: Final = ".scenemill.lock"
 _FENCE: Final = ".scenemill.fence"
 _RUN: Final = "run"
 _PATIENCE_S: Final = 120.0
+_TRIES: Final = 8
 
 STEPS: Final = (
     "lock taken",
@@ -56,9 +63,25 @@ def reached(step: str) -> None:
 _passed: list[str] = []
 
 
+def disk_of(store: Place) -> Path:
+    """The folder of this machine for a run on a store: the store itself, or one that stands for a store elsewhere.
+
+    Raises:
+        ConfigError: another user has made it.
+    """
+    if isinstance(store, Path):
+        return store
+    own = Path(tempfile.gettempdir()) / f"scenemill-{os.getuid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    if own.lstat().st_uid != os.getuid():
+        raise ConfigError(f"folder {own}: another user's; name a folder of your own with TMPDIR")
+    return own / hashlib.sha256(str(store).encode()).hexdigest()[:16]
+
+
 @contextmanager
-def locked(store: Path) -> Iterator[str]:
-    """Hold a store for one run. The lock is the operating system's: it goes when the process does.
+def locked(store: Place) -> Iterator[str]:
+    """Hold a store for one run; of a store elsewhere, keep other runs of this machine off it. The lock is the operating system's: it
+    goes when the process does.
 
     Worker processes of a killed run may still be writing a part: they are waited for, and whatever part they turn to next refuses
     them, because the run that holds the store is another (``building``).
@@ -70,6 +93,10 @@ def locked(store: Path) -> Iterator[str]:
         Conflict: another run holds it.
         ConfigError: the folder is something else than a store, or cannot be used.
     """
+    if isinstance(store, Remote):
+        with locked(disk_of(store)) as token:
+            yield token
+        return
     try:
         if store.is_dir() and any(store.iterdir()) and not ((store / _LOCK).exists() or (store / "zarr.json").exists()):
             raise ConfigError(f"store {store}: a folder with other things in it; give a new or empty folder")
@@ -111,14 +138,15 @@ def _wait_for_workers(fence: IO[str], store: Path) -> None:
             return
 
 
-def announce(store: Path, token: str) -> None:
+def announce(store: Place, token: str) -> None:
     """Let the workers of this run write parts, and those of any other no more."""
-    (store / WORK / _RUN).write_text(token)
+    (disk_of(store) / WORK / _RUN).write_text(token)
 
 
 @contextmanager
-def building(store: Path, token: str) -> Iterator[None]:
-    """Write a part for the run that holds the store; no other run begins meanwhile.
+def building(store: Place, token: str) -> Iterator[None]:
+    """Write a part for the run that holds the store; no other run begins meanwhile. A store elsewhere needs no such care: there no
+    object ever gets other bytes.
 
     Args:
         store: the folder.
@@ -127,6 +155,9 @@ def building(store: Path, token: str) -> Iterator[None]:
     Raises:
         Conflict: another run holds the store by now.
     """
+    if isinstance(store, Remote):
+        yield
+        return
     with (store / _FENCE).open("a") as fence:
         fcntl.flock(fence, fcntl.LOCK_SH)
         run = store / WORK / _RUN
@@ -136,10 +167,11 @@ def building(store: Path, token: str) -> Iterator[None]:
         yield
 
 
-def work_path(store: Path) -> Path:
-    """A new name in the store's work folder."""
-    (store / WORK).mkdir(exist_ok=True)
-    return store / WORK / uuid4().hex
+def work_path(store: Place) -> Path:
+    """A new name in the work folder of the store, on this machine."""
+    folder = disk_of(store) / WORK
+    folder.mkdir(parents=isinstance(store, Remote), exist_ok=True)
+    return folder / uuid4().hex
 
 
 def _temporary(path: Path) -> Path:
@@ -150,8 +182,15 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex}")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that any reader sees the old bytes or the new ones, also after a loss of power; leave it if it holds them."""
+def write_whole(path: Place, data: bytes) -> None:
+    """Write a file so that any reader sees the old bytes or the new ones, also after a loss of power; leave it if it holds them.
+
+    Raises:
+        Conflict: an object holds other bytes: only ``lengthen`` and ``swap`` change one.
+    """
+    if isinstance(path, Remote):
+        path.create(data)
+        return
     if path.is_file() and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +203,28 @@ def write_whole(path: Path, data: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def place(temporary: Path, target: Path, checksum: str) -> None:
+def lengthen(path: Place, document: bytes) -> None:
+    """Write an array's own document. In an object store, where another run may be ahead, it is left if it has as many rows or more.
+
+    Raises:
+        Conflict: other runs write it all the time.
+    """
+    if isinstance(path, Path):
+        write_whole(path, document)
+        return
+    for tries_left in reversed(range(_TRIES)):
+        found = path.read_bytes() if path.is_file() else None
+        if found is not None and json.loads(found)["shape"][0] >= json.loads(document)["shape"][0]:
+            return
+        try:
+            path.swap(document, found)
+            return
+        except Conflict:
+            if not tries_left:
+                raise
+
+
+def place(temporary: Path, target: Place, checksum: str) -> None:
     """Give a finished file its final name, never over another file.
 
     A file of the same bytes may stand there already (the same part, built before); anything else is another writer's.
@@ -172,6 +232,10 @@ def place(temporary: Path, target: Path, checksum: str) -> None:
     Raises:
         Conflict: other bytes stand there.
     """
+    if isinstance(target, Remote):
+        target.create(temporary)
+        temporary.unlink()
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(temporary, target)
@@ -189,30 +253,39 @@ def place(temporary: Path, target: Path, checksum: str) -> None:
     temporary.unlink(missing_ok=True)
 
 
-def swap(path: Path, data: bytes, expected: bytes | None) -> None:
-    """Replace a file if it still holds what the caller saw; the caller holds the store's lock.
+def swap(path: Place, data: bytes, expected: bytes | None) -> None:
+    """Replace a file if it still holds what the caller saw; the caller holds the lock of a store on a disk.
 
     Raises:
         Conflict: it holds something else.
     """
+    if isinstance(path, Remote):
+        path.swap(data, expected)
+        return
     found = path.read_bytes() if path.exists() else None
     if found != expected:
         raise Conflict(f"{path}: another run published first; run again")
     write_whole(path, data)
 
 
-def checksum_of(path: Path) -> str:
+def checksum_of(path: Place) -> str:
     """SHA-256 of a file, read a window at a time."""
+    if isinstance(path, Remote):
+        return path.checksum()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remove(path: Path) -> int:
+def remove(path: Place) -> int:
     """Remove a file or folder, if it is there.
 
     Returns:
         Bytes freed.
     """
+    if isinstance(path, Remote):
+        freed = path.stat().st_size if path.is_file() else 0
+        path.unlink()
+        return freed
     if path.is_dir() and not path.is_symlink():
         freed = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         shutil.rmtree(path)

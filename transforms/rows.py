@@ -1,11 +1,10 @@
 """Tables as Parquet files, byte for byte the same for the same rows."""
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scenemill.schemas.errors import Corrupt
+from scenemill.schemas.errors import Corrupt, TransientError
+from scenemill.schemas.places import Place
 from scenemill.transforms import publish
 from scenemill.transforms.folders import sha256
 
@@ -17,7 +16,7 @@ def to_parquet(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def write_rows(path: Path, table: pa.Table) -> dict[str, object]:
+def write_rows(path: Place, table: pa.Table) -> dict[str, object]:
     """Write a table whole or not at all.
 
     Returns:
@@ -28,7 +27,7 @@ def write_rows(path: Path, table: pa.Table) -> dict[str, object]:
     return {"size_byte": len(data), "sha256": sha256(data), "rows": table.num_rows}
 
 
-def read_rows(path: Path, schema: pa.Schema, checksum: str | None = None) -> pa.Table:
+def read_rows(path: Place, schema: pa.Schema, checksum: str | None = None) -> pa.Table:
     """Read a table back; a column that may be empty and that its writer did not know yet is empty.
 
     Raises:
@@ -36,6 +35,8 @@ def read_rows(path: Path, schema: pa.Schema, checksum: str | None = None) -> pa.
     """
     try:
         data = path.read_bytes()
+    except TransientError:
+        raise
     except OSError as error:
         raise Corrupt(f'table {path}: cannot be read ({error}). Run "scenemill verify" on the store') from error
     if checksum is not None and sha256(data) != checksum:

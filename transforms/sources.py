@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.fields import VIEWS, Field, fields_of
+from scenemill.schemas.places import Place
 from scenemill.schemas.sample import Sample, SampleKey
 from scenemill.schemas.tables import Finding
 from scenemill.transforms import folders, images, npz, view_folders
@@ -60,14 +61,14 @@ class Source:
 
     Attributes:
         name: one of ``schemas.fields.SOURCES``.
-        root: the folder above ``data/``; of views, the folder of a scene or of scenes.
+        root: the folder above ``data/``, here or in an object store; of views, the folder of a scene or of scenes.
         grid: voxels a side of its volumes; 0 where it has none.
         image: (height, width) of its images in pixels.
         lone_scene: the scene whose files lie in ``root`` itself; "" where every scene has a folder.
     """
 
     name: str
-    root: Path
+    root: Place
     grid: int
     image: tuple[int, int]
     lone_scene: str = ""
@@ -114,7 +115,7 @@ def _form(name: str) -> Any:
     return import_module(f"scenemill.transforms.{_FORMS[name]}")
 
 
-def find_root(name: str, folder: Path) -> Path:
+def find_root(name: str, folder: Place) -> Place:
     """The raw folder of a source: the one above ``data/``, or that of one or more scenes of views.
 
     Raises:
@@ -123,7 +124,7 @@ def find_root(name: str, folder: Path) -> Path:
     return view_folders.find_root(folder) if name == VIEWS else folders.find_root(folder)
 
 
-def list_samples(name: str, root: Path, splits: Sequence[str] = ()) -> tuple[list[Listed], dict[str, list[Finding]]]:
+def list_samples(name: str, root: Place, splits: Sequence[str] = ()) -> tuple[list[Listed], dict[str, list[Finding]]]:
     """What the split lists name, sorted by key, every key once; of views without a list, all that lie in the folder, as "train".
 
     Args:
@@ -166,7 +167,7 @@ def list_samples(name: str, root: Path, splits: Sequence[str] = ()) -> tuple[lis
     return [found[key] for key in sorted(found)], findings
 
 
-def _every_view(root: Path, findings: dict[str, list[Finding]]) -> list[Listed]:
+def _every_view(root: Place, findings: dict[str, list[Finding]]) -> list[Listed]:
     """The views of a folder without split lists, sorted by key; adds to the findings."""
     expected = "just that, or a train.txt and a val.txt with SCENE/NUMBER in every line, to hold views out"
     findings.setdefault("", []).append(Finding("list", "", "info", 'no split list: every view is in "train"', expected))
@@ -188,23 +189,24 @@ def _path_problem(paths: Callable[[SampleKey], Mapping[str, str]], key: SampleKe
         return str(error)
 
 
-def find_unlisted(name: str, root: Path, listed: Sequence[Listed]) -> Iterator[str]:
+def find_unlisted(name: str, root: Place, listed: Sequence[Listed]) -> Iterator[str]:
     """Keys of views that lie in the folder and stand in no list, sorted."""
     known = {sample.key for sample in listed}
     return (key for key in find_views(name, root) if key not in known)
 
 
-def find_views(name: str, root: Path) -> Iterator[str]:
+def find_views(name: str, root: Place) -> Iterator[str]:
     """Keys of all views that lie in the folder, by their colour images, sorted within scenes."""
     image_of_rgb = _form(name).image_of_rgb
     for scene, folder in _scene_folders(name, root).items():
         yield from sorted(f"{_printable(scene)}/{image}" for path in folder.iterdir() if (image := image_of_rgb(path.name)))
 
 
-def _scene_folders(name: str, root: Path) -> dict[str, Path]:
+def _scene_folders(name: str, root: Place) -> dict[str, Place]:
     if name == VIEWS:
         return view_folders.scene_folders(root)
-    return {scene.name: scene for scene in sorted((root / "data").iterdir()) if scene.is_dir()}
+    held: list[Place] = sorted((root / "data").iterdir())
+    return {scene.name: scene for scene in held if scene.is_dir()}
 
 
 def _printable(name: str) -> str:
@@ -213,7 +215,7 @@ def _printable(name: str) -> str:
 
 
 def open_source(
-    name: str, root: Path, listed: Sequence[Listed], grid: int | None = None, image: tuple[int, int] | None = None
+    name: str, root: Place, listed: Sequence[Listed], grid: int | None = None, image: tuple[int, int] | None = None
 ) -> Source:
     """The source, with the sizes that most of a few probed views have, unless they are given.
 
@@ -258,7 +260,9 @@ def raw_files(source: Source, listed: Listed) -> dict[str, str]:
     return paths
 
 
-def _inside(root: Path, path: str) -> str:
+def _inside(root: Place, path: str) -> str:
+    if not isinstance(root, Path):
+        return path.removeprefix(f"{root}/")
     return str(Path(path).relative_to(root)) if Path(path).is_absolute() and Path(path).is_relative_to(root) else path
 
 

@@ -17,11 +17,13 @@ import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import ByteRequest
+from zarr.abc.store import Store as ZarrStore
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
+from zarr.storage import LocalStore, ObjectStore, WrapperStore
 
 from scenemill.schemas.errors import ConfigError, Corrupt, NotPublished, TransientError, WrongVersion
 from scenemill.schemas.fields import Field, raw_orientation
+from scenemill.schemas.places import Place
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import FINDINGS, RUNS, SAMPLES
 from scenemill.transforms.layout import (
@@ -35,20 +37,22 @@ from scenemill.transforms.layout import (
     to_bytes,
     version_id,
 )
+from scenemill.transforms.objects import ObjectPath, ObjectRanges, place_of
 from scenemill.transforms.parts import Receipt, read_receipt
 from scenemill.transforms.publish import checksum_of
-from scenemill.transforms.ranges import LocalRanges
+from scenemill.transforms.ranges import LocalRanges, RangeReader, RemoteRanges
 from scenemill.transforms.reader import Box, ShardReader
 from scenemill.transforms.rows import read_rows
 
 _DOCUMENT_KEY: Final = "scenemill"
+_ADVICE: Final = '"scenemill ingest ... --repair" restores it'
 
 
-def open_store(uri: str | Path, version: str | None = None) -> "Store":
+def open_store(uri: str | Place, version: str | None = None) -> "Store":
     """Open a published store for reading.
 
     Args:
-        uri: its folder.
+        uri: its folder, or where it is in an object store: ``s3://bucket/store``, ``gs://bucket/store``.
         version: id of an older version, or the first digits of one; None for the newest.
 
     Raises:
@@ -56,7 +60,7 @@ def open_store(uri: str | Path, version: str | None = None) -> "Store":
         Corrupt: the manifest is damaged.
         WrongVersion: written by another format version.
     """
-    root = Path(uri)
+    root = place_of(uri)
     if version is None:
         path = root / ROOT
         if not path.is_file():
@@ -70,20 +74,32 @@ def open_store(uri: str | Path, version: str | None = None) -> "Store":
     return Store(root, found[0])
 
 
-def version_files(root: Path) -> list[Path]:
+def version_files(root: Place) -> list[Place]:
     """The documents of all versions written, published or not."""
     return sorted((root / "versions").glob("*.json"))
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Place) -> dict[str, Any]:
     """The group document of one version, its manifest checked against its id.
 
     Raises:
         Corrupt: no such document, or altered.
     """
-    advice = '"scenemill ingest ... --repair" restores it'
+    return _parsed(path, _read(path))
+
+
+def _read(path: Place) -> bytes:
     try:
-        document: dict[str, Any] = json.loads(path.read_bytes())
+        return path.read_bytes()
+    except TransientError:
+        raise
+    except OSError as error:
+        raise Corrupt(f"manifest {path}: cannot be read ({type(error).__name__}: {error}); {_ADVICE}") from error
+
+
+def _parsed(path: Place, data: bytes) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(data)
         manifest = document["attributes"][_DOCUMENT_KEY]
         altered = version_id(manifest) != manifest["version"]
         layout = Layout.from_manifest(manifest)
@@ -91,10 +107,10 @@ def read_document(path: Path) -> dict[str, Any]:
         altered = altered or to_bytes(document) != to_bytes(expected)
     except WrongVersion:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise Corrupt(f"manifest {path}: cannot be read ({type(error).__name__}: {error}); {advice}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise Corrupt(f"manifest {path}: cannot be read ({type(error).__name__}: {error}); {_ADVICE}") from error
     if altered:
-        raise Corrupt(f"manifest {path}: differs from what was published; {advice}")
+        raise Corrupt(f"manifest {path}: differs from what was published; {_ADVICE}")
     return document
 
 
@@ -102,10 +118,10 @@ def _without_version(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in manifest.items() if name != "version"}
 
 
-class _PinnedStore(WrapperStore[LocalStore]):
+class _PinnedStore(WrapperStore[ZarrStore]):
     """The store's files with the group document of one version, so that Zarr readers see exactly that version."""
 
-    def __init__(self, store: LocalStore, document: bytes = b"") -> None:
+    def __init__(self, store: ZarrStore, document: bytes = b"") -> None:
         super().__init__(store)
         self._document = document
 
@@ -120,13 +136,15 @@ class Store:
 
     Attributes:
         root: its folder.
+        published: the bytes of its document, as they were read.
         version: id of this version.
         manifest: what the version is made of.
         layout: sizes, source and precision.
     """
 
-    def __init__(self, root: Path, document_path: Path) -> None:
-        document = read_document(document_path)
+    def __init__(self, root: Place, document_path: Place) -> None:
+        self.published = _read(document_path)
+        document = _parsed(document_path, self.published)
         self.root = root
         self.manifest: Mapping[str, Any] = document["attributes"][_DOCUMENT_KEY]
         self.version: str = self.manifest["version"]
@@ -167,7 +185,7 @@ class Store:
     @property
     def runs(self) -> pa.Table:
         """The runs table: one row per run on this store, oldest first (``schemas.tables.RUNS``)."""
-        files = sorted((self.root / "runs").glob("*/run.parquet"))
+        files: list[Place] = sorted((self.root / "runs").glob("*/run.parquet"))
         return pa.concat_tables([RUNS.empty_table(), *(read_rows(file, RUNS) for file in files)])
 
     def _table(self, name: str, schema: pa.Schema) -> pa.Table:
@@ -190,7 +208,8 @@ class Store:
     @cached_property
     def group(self) -> zarr.Group:
         """This version's arrays as a Zarr group: plain Zarr, all rows, also those that hold no sample."""
-        return zarr.open_group(_PinnedStore(LocalStore(self.root, read_only=True), json.dumps(self._document).encode()), mode="r")
+        files = _zarr_files(self.root)
+        return zarr.open_group(_PinnedStore(files, json.dumps(self._document).encode()), mode="r")
 
     def array(self, name: str) -> "zarr.Array[Any]":
         """One field of all rows as a Zarr array; the samples table says which row is which sample.
@@ -294,7 +313,7 @@ class Store:
     @cached_property
     def reader(self) -> ShardReader:
         """Reads fields by row, straight from the shards; errors name no sample: see ``guarded``."""
-        return ShardReader(LocalRanges(self.root), self.layout, self._size_of)
+        return ShardReader(_ranges_of(self.root), self.layout, self._size_of)
 
     @cached_property
     def _part_of_slot(self) -> dict[int, str]:
@@ -312,7 +331,7 @@ class Store:
         """
         try:
             yield
-        except (Corrupt, TransientError):
+        except (ConfigError, Corrupt, TransientError):
             raise
         except (OSError, ValueError) as error:
             self.__dict__.pop("reader", None)  # a repaired file is opened anew
@@ -352,7 +371,18 @@ class Store:
         return Corrupt(f"part {part}: {path} {what}. {advice}")
 
 
-def history(root: Path) -> list[Store]:
+def _zarr_files(root: Place) -> ZarrStore:
+    return ObjectStore(root.client, read_only=True) if isinstance(root, ObjectPath) else LocalStore(str(root), read_only=True)
+
+
+def _ranges_of(root: Place) -> RangeReader:
+    if isinstance(root, ObjectPath):
+        return RemoteRanges(ObjectRanges(root), "")
+    assert isinstance(root, Path)
+    return LocalRanges(root)
+
+
+def history(root: Place) -> list[Store]:
     """The published versions, newest first: the current one and its ancestors that are still there.
 
     Raises:

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from scenemill.schemas.errors import Corrupt, StoreError
+from scenemill.schemas.places import Place
 from scenemill.transforms import publish
 from scenemill.transforms.layout import (
     FRUSTUM,
@@ -56,7 +56,7 @@ class Verified:
     broken: tuple[Broken, ...]
 
 
-def verify_store(root: Path, on_part: Callable[[int, int], None] = lambda done, total: None) -> Verified:
+def verify_store(root: Place, on_part: Callable[[int, int], None] = lambda done, total: None) -> Verified:
     """Compare every file that a version names with its checksum.
 
     Args:
@@ -81,7 +81,7 @@ def verify_store(root: Path, on_part: Callable[[int, int], None] = lambda done, 
     return Verified(len(versions), len(parts), files, size_byte, tuple(broken))
 
 
-def _lineage(root: Path) -> tuple[list[Store], list[Broken]]:
+def _lineage(root: Place) -> tuple[list[Store], list[Broken]]:
     """The readable versions, newest first, and the ancestor that cannot be read, if one cannot."""
     versions = [open_store(root)]
     while (parent := versions[-1].manifest["parent"]) is not None and (root / "versions" / f"{parent}.json").is_file():
@@ -157,7 +157,7 @@ def _keys_of(version: Store, part: str) -> tuple[str, ...]:
         return ()
 
 
-def _difference(path: Path, size_byte: int | None = None) -> str:
+def _difference(path: Place, size_byte: int | None = None) -> str:
     if not path.is_file():
         return "missing"
     found = path.stat().st_size
@@ -174,5 +174,5 @@ def _is_document(data: bytes | None, expected: dict[str, Any]) -> bool:
         return False
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Place) -> bytes | None:
     return path.read_bytes() if path.is_file() else None

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scenemill.schemas.errors import Corrupt, StoreError
+from scenemill.schemas.errors import ConfigError, Corrupt, StoreError
+from scenemill.schemas.places import Place, Remote
 from scenemill.transforms import publish
 from scenemill.transforms.folders import sha256
 from scenemill.transforms.layout import (
@@ -26,6 +27,7 @@ from scenemill.transforms.layout import (
     rows_of_manifest,
     to_bytes,
 )
+from scenemill.transforms.object_slots import claim_slots
 from scenemill.transforms.parts import PartPlan, Receipt, finished_part, part_folder
 from scenemill.transforms.rows import to_parquet
 from scenemill.transforms.shards import encode_chunk
@@ -60,7 +62,7 @@ def draft_version(
     layout: Layout,
     checks: str,
     receipts: Sequence[Receipt],
-    store: Path,
+    store: Place,
     samples: pa.Table,
     findings: pa.Table,
     slots: int,
@@ -104,7 +106,7 @@ def draft_version(
     return Draft(layout, samples, findings, manifest, files)
 
 
-def _part_entry(store: Path, receipt: Receipt) -> dict[str, Any]:
+def _part_entry(store: Place, receipt: Receipt) -> dict[str, Any]:
     checksum = publish.checksum_of(part_folder(store, receipt.id) / "receipt.json")
     return {
         "id": receipt.id,
@@ -115,11 +117,11 @@ def _part_entry(store: Path, receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def publish_version(store: Path, draft: Draft, expected: bytes | None) -> str:
+def publish_version(store: Place, draft: Draft, expected: bytes | None) -> str:
     """Write the version's tables and documents, then swap the root document: from then on readers see it whole.
 
     Args:
-        store: the folder, locked by the caller.
+        store: the folder, locked by the caller where it is on a disk.
         draft: the version.
         expected: bytes of the root document the draft was based on; None for none.
 
@@ -138,7 +140,7 @@ def publish_version(store: Path, draft: Draft, expected: bytes | None) -> str:
     return version
 
 
-def _write_version(store: Path, draft: Draft, rows: int, document: bytes, version: str) -> None:
+def _write_version(store: Place, draft: Draft, rows: int, document: bytes, version: str) -> None:
     """All of a version's own files but the root document."""
     for path, data in draft.files.items():
         publish.write_whole(store / path, data)
@@ -146,13 +148,13 @@ def _write_version(store: Path, draft: Draft, rows: int, document: bytes, versio
         publish.write_whole(store / FRUSTUM / ROOT, to_bytes(frustum_document(draft.layout)))
     publish.reached("tables written")
     for field in draft.layout.fields:  # for readers that open one array alone: larger first, so that no published row is cut off
-        publish.write_whole(store / field.name / ROOT, to_bytes(array_document(draft.layout, field, rows)))
+        publish.lengthen(store / field.name / ROOT, to_bytes(array_document(draft.layout, field, rows)))
     publish.reached("array documents written")
     publish.write_whole(store / "versions" / f"{version}.json", document)
     publish.reached("version written")
 
 
-def restore_documents(store: Path, draft: Draft, version: str) -> None:
+def restore_documents(store: Place, draft: Draft, version: str) -> None:
     """Write a published version's documents and shared files again, wherever they differ from what was published."""
     rows = rows_of_manifest(draft.layout, draft.manifest)
     document = to_bytes(group_document(draft.layout, rows, draft.manifest))
@@ -160,7 +162,7 @@ def restore_documents(store: Path, draft: Draft, version: str) -> None:
     publish.write_whole(store / ROOT, document)
 
 
-def restore_root(store: Path) -> None:
+def restore_root(store: Place) -> None:
     """Put the newest readable version's document in the place of a root document that cannot be read.
 
     Raises:
@@ -182,13 +184,21 @@ def restore_root(store: Path) -> None:
     publish.write_whole(store / ROOT, (store / "versions" / f"{newest['version']}.json").read_bytes())
 
 
-def prepare(store: Path, base: Store | None, planned: Iterable[PartPlan]) -> list[Receipt]:
+def prepare(store: Place, base: Store | None, planned: Iterable[PartPlan]) -> list[Receipt]:
     """Make room for a run: keep finished parts of this very plan, remove what killed runs left half done.
+
+    In an object store nothing is removed, as another run may be at it: the plan's slots are claimed instead.
 
     Returns:
         Receipts of the planned parts that are finished already.
+
+    Raises:
+        Conflict: another run has claimed a slot since the plan was made.
     """
     plan = {part.id: part for part in planned}
+    if isinstance(store, Remote):
+        claim_slots(store, plan.values())
+        return [receipt for part in plan if (receipt := finished_part(store, part)) is not None]
     _empty(store / publish.WORK)
     for document in store.glob(f"*/{ROOT}") if base is None else ():
         publish.remove(document)
@@ -240,7 +250,7 @@ class Cleaned:
     freed_byte: int
 
 
-def clean(store: Path, keep_versions: int | None = None) -> Cleaned:
+def clean(store: Place, keep_versions: int | None = None) -> Cleaned:
     """Remove what no version names: leftovers of killed runs, and, if asked, versions older than the newest ``keep_versions``.
 
     Args:
@@ -250,7 +260,10 @@ def clean(store: Path, keep_versions: int | None = None) -> Cleaned:
     Raises:
         NotPublished: nothing is published.
         Corrupt: a version's document is damaged; then nothing is removed.
+        ConfigError: a store elsewhere: another run may be writing what no version names yet.
     """
+    if isinstance(store, Remote):
+        raise ConfigError(f"store {store}: only stores on a disk are cleaned, where a lock keeps other runs away")
     kept = history(store)[:keep_versions]
     named = {"zarr.json", *(f"versions/{version.version}.json" for version in kept)}
     for version in kept:

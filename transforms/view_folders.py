@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.places import Place
 from scenemill.schemas.tables import Finding
 
 KIND_OF_ENDING: Final = {
@@ -34,7 +35,7 @@ _NEEDED: Final = ("rgb", "metadata")
 _KIND_OF_SENSOR: Final = {**{kind: kind for kind in KIND_OF_ENDING.values()}, "semantic_image": "semantic"}
 
 
-def find_root(folder: Path) -> Path:
+def find_root(folder: Place) -> Place:
     """The folder itself, once it is known to be a scene or to hold some.
 
     Raises:
@@ -42,15 +43,16 @@ def find_root(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise ConfigError(f"input {folder}: no such folder; give the one that holds 0_rgb.png, or folders with it for each object")
-    flat, below = holds_views(folder), [path.name for path in sorted(folder.iterdir()) if path.is_dir() and holds_views(path)]
+    held: list[Place] = sorted(folder.iterdir())
+    flat, below = holds_views(folder), [path.name for path in held if path.is_dir() and holds_views(path)]
     if flat and below:
         raise ConfigError(f"input {folder}: views lie in it and in {below[0]}/ too; give one object's folder, or move its views")
     if not flat and not below:
         raise ConfigError(f"input {folder}: 0 views in it; expected <i>_rgb.png there, or in a folder for each object")
-    return folder.resolve()
+    return folder.resolve() if isinstance(folder, Path) else folder
 
 
-def holds_views(folder: Path) -> bool:
+def holds_views(folder: Place) -> bool:
     """Whether a folder is a scene."""
     return any(number_of_rgb(path.name) for path in folder.iterdir())
 
@@ -65,14 +67,15 @@ def number_of_rgb(name: str) -> str:
     return match[1] if match and match[2] == "rgb.png" else ""
 
 
-def scene_folders(root: Path) -> dict[str, Path]:
+def scene_folders(root: Place) -> dict[str, Place]:
     """Name -> folder of every scene, sorted."""
     if holds_views(root):
         return {root.name: root}
-    return {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and holds_views(path)}
+    held: list[Place] = sorted(root.iterdir())
+    return {path.name: path for path in held if path.is_dir() and holds_views(path)}
 
 
-def check_folders(root: Path) -> Iterator[tuple[str, Finding]]:
+def check_folders(root: Place) -> Iterator[tuple[str, Finding]]:
     """What is wrong with the numbers of each scene's views: (key, finding), none of which rejects a view.
 
     A view without a colour image ("stray") is none; one that lacks a sensor others have ("sensors") is told, and so is a gap
@@ -84,7 +87,7 @@ def check_folders(root: Path) -> Iterator[tuple[str, Finding]]:
         yield from _check_sensors(scene, held)
 
 
-def _sensors_by_number(folder: Path) -> Mapping[str, set[str]]:
+def _sensors_by_number(folder: Place) -> Mapping[str, set[str]]:
     held: dict[str, set[str]] = defaultdict(set)
     for path in folder.iterdir():
         if match := _FILE_NAME.match(path.name):
