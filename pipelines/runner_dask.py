@@ -6,6 +6,7 @@ Not Beam's own runner for Dask: that loses elements without an error where a gra
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any, Final
 from uuid import uuid4
@@ -26,7 +27,7 @@ def run_on_dask(label: str, work: Work[Group], todo: Sequence[tuple[int, Group]]
     Raises:
         Whatever the work raises, as itself.
         ConfigError: there is no cluster, or it has no workers.
-        TransientError: the same groups were lost with several workers.
+        TransientError: the same groups were lost with several workers, or the scheduler is gone.
     """
     from distributed import KilledWorker, as_completed
 
@@ -43,6 +44,11 @@ def run_on_dask(label: str, work: Work[Group], todo: Sequence[tuple[int, Group]]
             raise TransientError(
                 f"a task was lost with {error.last_worker.address} and other workers before it, for want of memory perhaps;"
                 " run the same command again: finished parts are kept"
+            ) from error
+        except CancelledError as error:
+            raise TransientError(
+                f"--dask-address {runner.dask_address}: the scheduler is gone; start it and run the same command again:"
+                " finished parts are kept"
             ) from error
         finally:
             client.cancel(futures)

@@ -105,6 +105,40 @@ def test_parts_that_kill_every_worker_end_the_run_and_the_next_goes_on(raw: Path
     assert sums_of(store) == sums_of(local_store)
 
 
+def kill_when_a_part_is_finished(process: "subprocess.Popen[bytes]", store: Path) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not list(store.glob("parts/*/receipt.json")):
+        time.sleep(0.005)
+    process.kill()
+
+
+def test_a_scheduler_that_is_killed_ends_the_run_and_the_next_goes_on(raw: Path, local_store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    store, port = tmp_path / "store", free_port()
+    dask = [sys.executable, "-m", "dask"]
+    address = f"tcp://127.0.0.1:{port}"
+    commands = (
+        [*dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-jupyter"],
+        [*dask, "worker", address, "--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard", "--death-timeout", "5"],
+    )
+    with ExitStack() as stack:
+        started = []
+        for command in commands:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            started.append(process)
+        wait_for(port)
+        killer = threading.Thread(target=kill_when_a_part_is_finished, args=(started[0], store))
+        killer.start()
+        with pytest.raises(TransientError, match="the scheduler is gone"):
+            ingest(config_of(raw, store), runner=RunnerConfig("dask", dask_address=address))
+        killer.join()
+    assert not (store / "zarr.json").exists()
+    ingest(config_of(raw, store))
+    assert sums_of(store) == sums_of(local_store)
+
+
 def test_a_cluster_that_is_not_there_is_told(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
     monkeypatch.setattr("scenemill.pipelines.runner_dask._PATIENCE_S", 1)
