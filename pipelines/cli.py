@@ -43,7 +43,8 @@ Version = Annotated[str | None, typer.Option(help="Id of an older version, or it
 
 def main() -> None:
     """Run the command line; exit 0 done, 1 unexpected, 2 your input, 3 your data."""
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # what it logs of a failure is told once, by us
+    for library in ("apache_beam", "distributed"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what it logs of a failure is told once, by us
     try:
         code = app(standalone_mode=False) or 0
         if code == _INTERRUPTED:
