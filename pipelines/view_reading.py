@@ -84,7 +84,7 @@ class UsdReader:
         self._given = [str(limit_s), str(limit_byte), str(idle_s), *modules]
         self._lock = threading.Lock()  # one file at a time, so that the blame is right
         self._child: subprocess.Popen[bytes] | None = None
-        self._broken: dict[str, tuple[_State, SourceError]] = {}
+        self._broken: dict[str, tuple[_State, str]] = {}
 
     def ask(
         self, read: Callable[Concatenate[Path, _Given], _Result], path: Path, *given: _Given.args, **named: _Given.kwargs
@@ -104,15 +104,14 @@ class UsdReader:
         path = path.absolute()
         question = pickle.dumps((read, (path, *given), named), pickle.HIGHEST_PROTOCOL)
         with self._lock:
-            if self.verdict(path):
-                raise self._broken[str(path)][1]
             state = _state_of(path)
+            if why := self._why_broken(path):
+                raise _unreadable(path, why)
             try:
                 answer = self._answer(question)
             except _Ended as ended:
-                error = SourceError("container", f"no readable USD file at {path} ({ended})", "a USD file; write it anew")
-                self._broken[str(path)] = state, error
-                raise error from None
+                self._broken[str(path)] = state, str(ended)
+                raise _unreadable(path, str(ended)) from None
         if isinstance(answer, SceneMillError):
             raise answer
         result: _Result = answer
@@ -121,8 +120,8 @@ class UsdReader:
     def verdict(self, path: Path) -> str:
         """Why a file is not read in its present state; "" for one that is."""
         path = path.absolute()
-        state, error = self._broken.get(str(path), (_State(), None))
-        return str(error) if error and state == _state_of(path) else ""
+        why = self._why_broken(path)
+        return str(_unreadable(path, why)) if why else ""
 
     def close(self) -> None:
         """End the child, whatever it does; the next question begins another."""
@@ -132,6 +131,10 @@ class UsdReader:
             for pipe in filter(None, (self._child.stdin, self._child.stdout)):
                 with suppress(OSError):  # what a dead child has not taken
                     pipe.close()
+
+    def _why_broken(self, path: Path) -> str:
+        state, why = self._broken.get(str(path), (_State(), ""))
+        return why if why and state == _state_of(path) else ""
 
     def _answer(self, question: bytes) -> Any:
         """The child's answer; one that has read other files may have been hurt by these, so that a new one is asked once more.
@@ -250,6 +253,10 @@ def _answer_to(questions: IO[bytes], limit_s: float) -> Any:
         return _Fault(f"{type(error).__name__}: {error}"[:200], traceback.format_exc())
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _unreadable(path: Path, why: str) -> SourceError:
+    return SourceError("container", f"no readable USD file at {path} ({why})", "a USD file; write it anew")
 
 
 def _state_of(path: Path) -> _State:

@@ -172,7 +172,7 @@ def test_a_script_that_serves_is_not_run_again_and_takes_its_reader_along_when_i
         """)
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, script, tmp_path / "log"]
+    command = [sys.executable, str(script), str(tmp_path / "log")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, cwd=tmp_path, env=environment)
     begun, told = done.stdout.splitlines()
     assert (done.returncode, done.stderr, begun, told.split()[0]) == (0, "", "begun", "200")
@@ -185,8 +185,16 @@ def write_log(folder: Path) -> None:
     materials = {"painted": PBRMaterial(diffuse_texture=torch.rand(3, 4, 4)), "red": PBRMaterial(diffuse_color=(0.9, 0.0, 0.0))}
     with Timelapse(folder) as log:
         for iteration in (0, 10):
-            mesh: tuple[Any, ...] = ([PLACES + iteration], [QUADS], [PLACES[:, :2]], [QUADS])
-            log.add_mesh_batch(iteration, "m", *mesh, semantic_ids_list=[np.array([3, 5])], materials_list=[materials])
+            log.add_mesh_batch(
+                iteration,
+                "m",
+                [PLACES + iteration],
+                [QUADS],
+                [PLACES[:, :2]],
+                [QUADS],
+                materials_list=[materials],
+                semantic_ids_list=[np.array([3, 5])],
+            )
             points = random_.normal(size=(200, 3)).astype(np.float32)
             log.add_pointcloud_batch(iteration, "p", [points], colors=[points.clip(0, 1)], semantic_ids=[np.arange(200)])
             log.add_voxelgrid_batch(iteration, "v", [random_.random((6, 6, 6)) > 0.5])
@@ -227,7 +235,7 @@ def test_whatever_bytes_are_damaged_the_viewer_answers_and_all_else_stays_right(
             return ask(viewer.url, "/api/scene", {"root": "log", "item": item, "time": time_})
 
         right = [show(item, 10).frame[1] for item in wholes]
-        damaged = write_damaged(tmp_path / "log", 1000 if FULL else 80)
+        damaged = write_damaged(tmp_path / "log", 1000 if FULL else 70)
         index = until(lambda: ask(viewer.url, "/api/index").json, lambda told: len(told["roots"][0]["items"]) == len(damaged) + 3)
         told = {each["item"]: each["error"] for each in index["roots"][0]["items"]}
         outcomes = set()

@@ -22,7 +22,7 @@ from scenemill.trainers.usd.arrays import to_value
 
 ALONE: Final = threading.RLock()
 """Held by whoever reads or writes files of a log: all threads share what usd-core has open of a file, and it breaks, process and all,
-where one reads while another writes. A viewer in a notebook and the training beside it are such threads."""
+where one reads while another writes. A parser in a notebook and the training beside it are such threads."""
 
 
 @contextmanager
