@@ -47,7 +47,7 @@ check: setup $(LINK)
 	$(BIN)/python -m pytest -q --doctest-modules schemas validators transforms pipelines trainers
 
 test: check  # JOBS=8 for more processes; each has one thread, as small tensors gain nothing from more
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder tests
 
 faults: setup
 	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/faults
