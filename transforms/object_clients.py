@@ -5,6 +5,7 @@ Nothing that the library or a service says goes into a message as it is: that ma
 
 import os
 import re
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache
@@ -19,6 +20,7 @@ SCHEMES: Final = ("s3", "gs")
 TIMEOUT: Final = "SCENEMILL_OBJECT_TIMEOUT_S"
 """Environment variable: seconds that one request may take; 300 by default, as a shard is one request."""
 
+_TRIES: Final = 5
 _RETRIES: Final["RetryConfig"] = {
     "max_retries": 8,
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
@@ -105,20 +107,27 @@ def _is_true(variable: str) -> bool:
 def call(where: str, function: Callable[..., _T], *given: Any, **named: Any) -> _T:
     """Call the library, and raise what a caller can act on.
 
+    What passes is waited for, and the call repeated: the library itself does so for most requests, but not for a write that may have
+    arrived, nor for a listing that breaks off. All calls of ours may be repeated, as every write has a condition.
+
     Args:
         where: URI of the bucket and key, for messages.
         function: of obstore; given and named are its arguments.
 
     Raises:
         FileNotFoundError: no such object.
-        FileExistsError: one exists, or has changed, against the condition of a write.
+        FileExistsError: one exists, or has changed, against the condition of a write: perhaps by an earlier try of this very call.
         ConfigError: the service refuses: no such bucket, no right, no credentials, another region.
         TransientError: the service failed, or did not answer, also after trying again.
     """
-    try:
-        return function(*given, **named)
-    except Exception as error:
-        failure = _meaning(where, error)
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            return function(*given, **named)
+        except Exception as error:
+            failure = _meaning(where, error)
+        if not tries_left or not isinstance(failure, TransientError):
+            break
+        time.sleep(0.1 * 2 ** (_TRIES - tries_left))
     raise failure  # out here, so that the library's own error, and what it holds, is not chained to it
 
 

@@ -8,7 +8,6 @@ and ``If-Match``), request preconditions of Google Cloud Storage (``x-goog-if-ge
 import hashlib
 import mmap
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from scenemill.schemas.errors import ConfigError, Conflict, TransientError
+from scenemill.schemas.errors import ConfigError, Conflict
 from scenemill.schemas.places import Place, Remote, Status
 from scenemill.transforms.object_clients import SCHEMES, call, client
 
@@ -30,7 +29,7 @@ _ODD: Final = re.compile(
 )  # mean something to shells, addresses or the library, or are invisible
 _KEY_BYTE: Final = 1024  # of both services
 _ONE_PUT_BYTE: Final = 5 << 30  # of S3: the largest object that one conditional write can carry
-_TRIES: Final = 3
+_PAGE: Final = 1000  # of both services: the most keys in one answer
 _FOLDER: Final = Status(-1, "", 0)
 
 _T = TypeVar("_T")
@@ -164,9 +163,10 @@ class ObjectPath(Remote):
         """Every object below, in the order of keys."""
         import obstore
 
-        pages = self.call(lambda store, key: iter(obstore.list(store, key or None, chunk_size=1000)))
-        while page := call(str(self), next, pages, []):
+        last: str | None = None
+        while page := self.call(_page, obstore.list, last):
             yield from (self._sibling(str(held["path"]), _status(held)) for held in page)
+            last = str(page[-1]["path"])
 
     def _sibling(self, key: str, listed: Status) -> "ObjectPath":
         return ObjectPath(self.scheme, self.bucket, key, listed)
@@ -213,23 +213,17 @@ class ObjectPath(Remote):
         return data, {name: held[name] for name in ("e_tag", "version") if held[name] is not None}
 
     def _put(self, data: bytes | Path, mode: str | dict[str, str]) -> None:
-        """One conditional write. The library does not repeat one that may have arrived; with a condition, that is safe.
+        """One conditional write, in one request: what is cut off leaves nothing.
 
         Raises:
             FileExistsError: the condition does not hold, or no more, after an earlier try.
         """
         import obstore
 
-        for tried in range(1, _TRIES + 1):
-            try:
-                self.call(obstore.put, _buffer(data), mode=mode, use_multipart=False)
-                return
-            except FileNotFoundError as error:
-                raise ConfigError(f"{self}: no such bucket; make it first") from error
-            except TransientError:
-                if tried == _TRIES:
-                    raise
-                time.sleep(0.2 * 2**tried)
+        try:
+            self.call(obstore.put, _buffer(data), mode=mode, use_multipart=False)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{self}: no such bucket; make it first") from error
 
     def unlink(self) -> None:
         """Remove the object, if it is there."""
@@ -283,6 +277,11 @@ def _status(held: Any) -> Status:
 
 def _whole(store: Any, key: str, get: Callable[..., Any]) -> Any:
     return get(store, key).bytes()
+
+
+def _page(store: Any, key: str, listing: Callable[..., Any], last: str | None) -> Any:
+    """The objects behind the last one seen, as many as one request tells; empty at the end."""
+    return next(iter(listing(store, key or None, offset=last, chunk_size=_PAGE)), [])
 
 
 def _versioned(store: Any, key: str, get: Callable[..., Any]) -> tuple[Any, bytes]:

@@ -64,6 +64,7 @@ def open_store(uri: str | Place, version: str | None = None) -> "Store":
     if version is None:
         path = root / ROOT
         if not path.is_file():
+            root.is_dir()  # of a bucket that does not exist, this says so
             raise NotPublished(
                 f'store {root}: nothing published here; "scenemill ingest SOURCE --input DIR --output {root}" makes one'
             )

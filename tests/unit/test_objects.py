@@ -213,7 +213,8 @@ def test_a_read_outlives_faults(root: Remote, net: Proxy, kind: str) -> None:
 
 
 def test_an_upload_cut_off_leaves_nothing(root: Remote, net: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(object_clients._RETRIES, "max_retries", 1)  # type: ignore[misc]
+    monkeypatch.setitem(object_clients._RETRIES, "max_retries", 1)
+    monkeypatch.setattr(object_clients, "_TRIES", 2)
     use(monkeypatch, net.url)
     net.faults.append(Fault("PUT", "/a", "cut", times=1000))
     with pytest.raises(TransientError):
@@ -257,7 +258,8 @@ def test_a_missing_bucket_is_told(net: Proxy) -> None:
 def test_messages_and_tracebacks_keep_secrets(
     root: Remote, net: Proxy, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(object_clients._RETRIES, "max_retries", 1)  # type: ignore[misc]
+    monkeypatch.setitem(object_clients._RETRIES, "max_retries", 1)
+    monkeypatch.setattr(object_clients, "_TRIES", 2)
     use(monkeypatch, net.url, timeout_s=1)
     net.faults.append(Fault("GET", "/a", kind, times=1000))
     with pytest.raises(TransientError, match=r"s3://mill/\w+/a: .*try again") as caught:
