@@ -7,8 +7,9 @@ from scenemill.pipelines.training import begin
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.devices import best_device
-from scenemill.trainers.nvpanoptix3d.export import ExportModel, export_onnx, gen_trt_engine
+from scenemill.trainers.nvpanoptix3d.export import ExportModel, export_onnx
 from scenemill.trainers.nvpanoptix3d.projector import Projector
+from scenemill.trainers.nvpanoptix3d.trt_engine import gen_trt_engine
 from scenemill.trainers.nvpanoptix3d.weights import load_projector, load_stage1
 from scenemill.trainers.stages import make_stage1
 

@@ -11,9 +11,10 @@ import torch
 from scenemill.pipelines.specs import load_spec
 from scenemill.schemas.errors import ConfigError, SceneMillError
 from scenemill.trainers.nvpanoptix3d import deformable, export
-from scenemill.trainers.nvpanoptix3d.export import ExportModel, export_onnx, gen_trt_engine
+from scenemill.trainers.nvpanoptix3d.export import ExportModel, export_onnx
 from scenemill.trainers.nvpanoptix3d.projector import Projector
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
+from scenemill.trainers.nvpanoptix3d.trt_engine import gen_trt_engine
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")

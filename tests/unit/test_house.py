@@ -41,7 +41,7 @@ HOMES = {
     "optuna": ("pipelines/tuning.py",),
     "onnx": ("trainers/nvpanoptix3d/export.py",),
     "onnxruntime": ("trainers/nvpanoptix3d/export.py", "pipelines/shipped/triton/"),  # the latter runs in a server
-    "tensorrt": ("trainers/nvpanoptix3d/export.py",),
+    "tensorrt": ("trainers/nvpanoptix3d/trt_engine.py",),
     "pyrage": ("trainers/checkpoint.py",),
     "wandb": ("trainers/status.py",),
     "starlette": ("pipelines/view_server.py", "pipelines/view_guard.py", "pipelines/web_access.py", "pipelines/jobs_"),

@@ -135,7 +135,13 @@ def test_attempts_at_one_run_at_once_add_it_once(tmp_path: Path) -> None:
         assert ours(folder) == ["a"]
         rows = {name: read_table(folder, name).num_rows for name in tables.TABLES}
         assert rows == {"counts": 2, "depths": 1, "renders": 0, "fits": 0, "scores": 1 + published_scores().num_rows}
-        assert {name: log_of(folder, name) for name in tables.TABLES} == {"counts": 2, "depths": 2, "renders": 2, "fits": 2, "scores": 3}
+        assert {name: log_of(folder, name) for name in tables.TABLES} == {
+            "counts": 2,
+            "depths": 2,
+            "renders": 2,
+            "fits": 2,
+            "scores": 3,
+        }
 
 
 def test_attempts_with_other_rows_at_once_leave_one_of_them(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Stage 1 as an ONNX file, and from that file a TensorRT engine.
+"""Stage 1 as an ONNX file.
 
 Everything but the number of images is fixed in the file: sizes, paddings, position embeddings. The exporter traces and forgets sizes
-on the way; it then writes the traced number of images into the graph. ``_rules`` and ``_tidy`` tell it what it lost.
+on the way; it then writes the traced number of images into the graph. ``onnx_rules`` and ``_tidy`` tell it what it lost.
 
 Source: names and shapes of inputs and outputs as in NvPanoptix3D.
 """
@@ -11,21 +11,20 @@ import importlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from scenemill.schemas.errors import ConfigError, SceneMillError
-from scenemill.trainers.nvpanoptix3d import deformable
 from scenemill.trainers.nvpanoptix3d.aggregator import PATCH, input_size, padded_size
 from scenemill.trainers.nvpanoptix3d.deformable import map_size
+from scenemill.trainers.nvpanoptix3d.onnx_rules import DOMAIN, sized_rules, swapped_attention
 from scenemill.trainers.nvpanoptix3d.projector import Projector
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
 
@@ -51,10 +50,6 @@ FIXED: Final = "orig_pad_shape"
 BATCH: Final = "batch"
 """Name of the axis of images."""
 
-DOMAIN: Final = "nvidia"
-PLUGIN: Final = "MultiscaleDeformableAttnPlugin_TRT"
-"""Operator that TensorRT has for deformable attention; nothing else runs it."""
-
 OPSETS: Final = range(16, 21)
 """GridSample is in ONNX from 16; the tracing exporter of torch ends at 20."""
 
@@ -67,8 +62,6 @@ LARGE_BYTE: Final = 1 << 30
 """Weights from this size on go to a file of their own: a protocol buffer cannot exceed 2 GiB."""
 
 LEAST_SIDE: Final = 32
-
-PRECISIONS: Final = ("FP32", "FP16")
 
 
 class ExportModel(nn.Module):
@@ -298,9 +291,9 @@ def _trace(model: ExportModel, path: Path, size: tuple[int, int], batch_size: in
     axes = {name: {0: BATCH} for name in (INPUT, *OUTPUTS) if name != FIXED} if batch_size == -1 else None
     with ExitStack() as stack:
         stack.enter_context(_quiet())
-        stack.enter_context(_rules(opset))
+        stack.enter_context(sized_rules(opset))
         if plugin:
-            stack.enter_context(_swapped_attention())
+            stack.enter_context(swapped_attention())
         torch.onnx.export(
             model,
             (images,),
@@ -330,110 +323,6 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(torch|scenemill)\..*")
         warnings.filterwarnings("ignore", message="Constant folding", category=UserWarning)
         yield
-
-
-@contextmanager
-def _rules(opset: int) -> Iterator[None]:
-    """How the exporter writes what would else lose its sizes.
-
-    Only axis 0 is free, and only it ever holds the images: so a reshape may name all other sizes as numbers, and -1 for axis 0.
-    """
-    rules: dict[str, Callable[..., Any]] = {
-        "aten::flatten": _write_reshape,
-        "aten::unflatten": _write_reshape,
-        "aten::reshape": _write_reshape,
-        "aten::view": _write_reshape,
-        "aten::pad": _write_pad,
-        "aten::upsample_bilinear2d": _write_resize,
-    }
-    exporter: Any = torch.onnx  # not listed among its public names
-    with ExitStack() as stack:
-        for name, rule in rules.items():
-            exporter.register_custom_op_symbolic(name, rule, opset)
-            stack.callback(exporter.unregister_custom_op_symbolic, name, opset)
-        yield
-
-
-def _traced_sizes(g: Any) -> list[int]:
-    """Of what the traced operation returns."""
-    return list(g.original_node.output().type().sizes())
-
-
-def _numbers(g: Any, values: Sequence[int]) -> Any:
-    return g.op("Constant", value_t=torch.tensor(values, dtype=torch.int64))
-
-
-def _sized(out: Any, source: Any, sizes: Sequence[int | None]) -> Any:
-    out.setType(source.type().with_sizes(list(sizes)))
-    return out
-
-
-def _write_reshape(g: Any, source: Any, *_: Any) -> Any:
-    sizes = _traced_sizes(g)[1:]
-    return _sized(g.op("Reshape", source, _numbers(g, [-1, *sizes])), source, [None, *sizes])
-
-
-def _write_pad(g: Any, source: Any, pads: Any, *_: Any) -> Any:
-    """Zeros on the sides of the last two axes; ``pads`` is left, right, top, bottom."""
-    node = pads.node()
-    given = (
-        node.t("value").tolist() if node.kind() == "onnx::Constant" else [each.node().t("value").item() for each in node.inputs()]
-    )
-    left, right, top, bottom = (int(each) for each in given)
-    padded = g.op("Pad", source, _numbers(g, [0, 0, top, left, 0, 0, bottom, right]), mode_s="constant")
-    return _sized(padded, source, [None, *_traced_sizes(g)[1:]])
-
-
-def _write_resize(g: Any, source: Any, _: Any, align_corners: Any, *__: Any) -> Any:
-    sizes = _traced_sizes(g)[1:]
-    lead = g.op("Slice", g.op("Shape", source), _numbers(g, [0]), _numbers(g, [1]))
-    whole = g.op("Concat", lead, _numbers(g, sizes), axis_i=0)
-    empty = g.op("Constant", value_t=torch.tensor([], dtype=torch.float32))
-    aligned = bool(align_corners.node().t("value").item())
-    out = g.op(
-        "Resize",
-        source,
-        empty,
-        empty,
-        whole,
-        coordinate_transformation_mode_s="align_corners" if aligned else "half_pixel",
-        mode_s="linear",
-    )
-    return _sized(out, source, [None, *sizes])
-
-
-class _Plugin(torch.autograd.Function):
-    """Deformable attention as one node of the graph; outside of an export it is not used."""
-
-    @staticmethod
-    def forward(_: Any, value: Tensor, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        shapes = [(int(height), int(width)) for height, width in sizes.tolist()]
-        return _grid_sampled(value, shapes, locations, weights)
-
-    @staticmethod
-    def symbolic(g: Any, value: Any, sizes: Any, starts: Any, locations: Any, weights: Any) -> Any:
-        out = g.op(f"{DOMAIN}::{PLUGIN}", value, sizes, starts, locations, weights)
-        return _sized(out, value, [None, None, None])
-
-
-_grid_sampled = deformable.deformable_attention
-
-
-def _plugin_attention(value: Tensor, sizes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """As ``deformable_attention``, by the plugin, which reads the sizes and the first token of every level as int32."""
-    starts = [sum(height * width for height, width in sizes[:level]) for level in range(len(sizes))]
-    tables = [torch.tensor(table, dtype=torch.int32, device=value.device) for table in (list(sizes), starts)]
-    seen = cast(Tensor, _Plugin.apply(value, *tables, locations, weights))  # type: ignore[no-untyped-call]
-    return seen.reshape(-1, int(locations.shape[1]), int(value.shape[2]) * int(value.shape[3]))  # some give heads an axis
-
-
-@contextmanager
-def _swapped_attention() -> Iterator[None]:
-    deformable.deformable_attention = _plugin_attention
-    try:
-        yield
-    finally:
-        deformable.deformable_attention = _grid_sampled
 
 
 def _known_shapes(model: ExportModel, size: tuple[int, int], batch_size: int) -> dict[str, tuple[int, ...]]:
@@ -508,160 +397,3 @@ def _move(source: Path, target: Path) -> None:
     with source.open("rb") as file:
         os.fsync(file.fileno())
     source.replace(target)
-
-
-def gen_trt_engine(
-    onnx_file: str | Path,
-    trt_engine: str | Path,
-    *,
-    batch_size: int = -1,
-    workspace_mb: int = 1024,
-    min_batch_size: int = 1,
-    opt_batch_size: int = 1,
-    max_batch_size: int = 1,
-    data_type: str = "FP32",
-    layers_precision: Sequence[str] = (),
-    timing_cache: str | Path | None = None,
-    gpu_id: int = 0,
-    verbose: bool = False,
-) -> Path:
-    """Build a TensorRT engine from an exported file. The engine serves the kind of GPU and the version it was built with.
-
-    Args:
-        onnx_file: best one with the plugin; TensorRT has the operator.
-        trt_engine: file to write, whole or not at all.
-        batch_size: of the engine; -1 for the range below. A file of one batch size has only that.
-        workspace_mb: scratch memory of the build, in MB; 0 for TensorRT's own limit.
-        min_batch_size, opt_batch_size, max_batch_size: of an engine for a range, and the size it is fastest at.
-        data_type: FP32 or FP16, in which layers may then run.
-        layers_precision: "NAME:PRECISION" each, NAME with ``*`` for any letters; these layers run so whatever ``data_type`` says.
-        timing_cache: file of measured kernels, read if it exists and written behind the build.
-        gpu_id: the GPU to build on and for.
-        verbose: TensorRT says all it has to.
-
-    Returns:
-        The path of the engine.
-
-    Raises:
-        ConfigError: a setting out of its range, a file that is not there, no TensorRT, or no GPU.
-        SceneMillError: TensorRT cannot read the file or build the engine.
-    """
-    source, target = Path(onnx_file), Path(trt_engine)
-    batches = (min_batch_size, opt_batch_size, max_batch_size) if batch_size == -1 else (batch_size,) * 3
-    _refuse(batch_size != -1 and batch_size < 1, f"batch_size {batch_size}: allowed are 1 and more, and -1 for a range")
-    _refuse(batches[0] < 1 or list(batches) != sorted(batches), f"batch sizes {batches}: allowed is 1 <= min <= opt <= max")
-    _refuse(workspace_mb < 0, f"workspace_mb {workspace_mb}: allowed are 0 and more")
-    _refuse(data_type.upper() not in PRECISIONS, f"data_type {data_type}: allowed are {', '.join(PRECISIONS)}")
-    _refuse(gpu_id < 0, f"gpu_id {gpu_id}: allowed are 0 and more")
-    layers = _layer_rules(layers_precision)
-    _refuse(not source.is_file(), f"{source}: no such file; export the model first")
-    _refuse(target.is_dir() or target.resolve() == source.resolve(), f"{target}: a folder, or the ONNX file; name another")
-    trt = _tensorrt()
-    cache = Path(timing_cache) if timing_cache is not None else None
-    with torch.cuda.device(gpu_id):
-        built, timings = _build(trt, source, batches, workspace_mb, data_type.upper(), layers, cache, verbose)
-    _write(target, built)
-    if cache is not None:
-        _write(cache, timings)
-    return target
-
-
-def _layer_rules(given: Sequence[str]) -> list[tuple[str, str]]:
-    """Pattern and precision of each "NAME:PRECISION"; a name may hold colons itself."""
-    rules = []
-    for each in given:
-        name, colon, precision = each.rpartition(":")
-        wrong = not colon or not name or precision.upper() not in PRECISIONS
-        _refuse(wrong, f'layers_precision "{each}": allowed is NAME:PRECISION, with a precision of {", ".join(PRECISIONS)}')
-        rules.append((name, precision.upper()))
-    return rules
-
-
-def _tensorrt() -> Any:
-    try:
-        trt = importlib.import_module("tensorrt")
-    except ImportError as error:
-        raise ConfigError(
-            'gen_trt_engine: tensorrt is not installed; run "pip install tensorrt" on a machine with an NVIDIA GPU, which it needs'
-        ) from error
-    _refuse(not torch.cuda.is_available(), "gen_trt_engine: no CUDA device; TensorRT needs an NVIDIA GPU")
-    return trt
-
-
-def _build(
-    trt: Any,
-    source: Path,
-    batches: tuple[int, ...],
-    workspace_mb: int,
-    data_type: str,
-    layers: Sequence[tuple[str, str]],
-    cache: Path | None,
-    verbose: bool,
-) -> tuple[bytes, bytes]:
-    """The engine and the timings."""
-    logger = trt.Logger(trt.Logger.VERBOSE if verbose else trt.Logger.WARNING)
-    trt.init_libnvinfer_plugins(logger, "")
-    builder = trt.Builder(logger)
-    explicit = getattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)  # the only way, and without a flag, since 10
-    major = int(trt.__version__.split(".")[0])
-    network = builder.create_network(1 << int(explicit) if explicit is not None and major < 10 else 0)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(source)):  # by path: weights beside the file are found
-        errors = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise SceneMillError(f"{source}: TensorRT cannot read it: {errors}")
-    config = builder.create_builder_config()
-    if workspace_mb:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
-    _set_precisions(trt, network, config, data_type, layers)
-    _set_batches(builder, network, config, batches, source)
-    timings = config.create_timing_cache(cache.read_bytes() if cache is not None and cache.is_file() else b"")
-    config.set_timing_cache(timings, ignore_mismatch=False)
-    built = builder.build_serialized_network(network, config)
-    if built is None:
-        raise SceneMillError(f"{source}: TensorRT built no engine; its log says why. Often workspace_mb is too small")
-    return bytes(built), bytes(timings.serialize())
-
-
-def _set_precisions(trt: Any, network: Any, config: Any, data_type: str, layers: Sequence[tuple[str, str]]) -> None:
-    if data_type == "FP32" and not layers:
-        return
-    flags = trt.BuilderFlag
-    _refuse(
-        not hasattr(flags, "FP16"),
-        f"data_type and layers_precision: TensorRT {trt.__version__} takes precisions from the ONNX file alone; install an older one",
-    )
-    if data_type == "FP16" or any(precision == "FP16" for _, precision in layers):
-        config.set_flag(flags.FP16)
-    kinds = {"FP32": trt.float32, "FP16": trt.float16}
-    fixed = [*layers, *([("*", "FP32")] if data_type == "FP32" else [])]
-    found = dict.fromkeys(layers, False)
-    for layer in (network.get_layer(index) for index in range(network.num_layers)):
-        rule = next((each for each in fixed if fnmatchcase(layer.name, each[0])), None)
-        if rule is None or layer.num_outputs == 0 or layer.get_output(0).dtype not in kinds.values():
-            continue
-        layer.precision = kinds[rule[1]]
-        if rule in found:
-            found[rule] = True
-    missing = [name for (name, _), seen in found.items() if not seen]
-    _refuse(bool(missing), f"layers_precision: no layer of floating point is named {', '.join(missing)}")
-    config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
-
-
-def _set_batches(builder: Any, network: Any, config: Any, batches: tuple[int, ...], source: Path) -> None:
-    images = network.get_input(0)
-    batch, *rest = tuple(images.shape)
-    if batch != -1:
-        _refuse(set(batches) != {batch}, f"{source}: made for batches of {batch}, not {batches}; set batch_size, or export with -1")
-        return
-    profile = builder.create_optimization_profile()
-    profile.set_shape(images.name, *((size, *rest) for size in batches))
-    config.add_optimization_profile(profile)
-
-
-def _write(target: Path, data: bytes) -> None:
-    """A file, whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        made = Path(folder) / target.name
-        made.write_bytes(data)
-        _move(made, target)
