@@ -90,7 +90,8 @@ def _credentials(bucket: str) -> Any:
 def _connect_gs(bucket: str, prefix: str) -> "GCSStore":
     from obstore.store import GCSStore
 
-    return GCSStore(bucket, prefix=prefix or None, client_options=_client_options(""), retry_config=_RETRIES)
+    options = _client_options(os.environ.get("GOOGLE_BASE_URL", ""))
+    return GCSStore(bucket, prefix=prefix or None, client_options=options, retry_config=_RETRIES)
 
 
 def _client_options(endpoint: str) -> "ClientConfig":
@@ -141,10 +142,10 @@ def _meaning(where: str, error: Exception) -> Exception:
         return ConfigError(f"{where}: no such bucket; make it, or check {_REGION[scheme]}")
     if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
         return FileNotFoundError(f"{where}: no such object")
-    if isinstance(error, exceptions.UnauthenticatedError | exceptions.PermissionDeniedError):
+    status = re.search(r"status(?: code)?: (\d{3})", told)
+    code = status[1] if status else ""
+    if isinstance(error, exceptions.UnauthenticatedError | exceptions.PermissionDeniedError) or code in ("401", "403"):
         return ConfigError(f"{where}: the service refuses; it knows us by {_CREDENTIALS[scheme]}")
-    status = next(iter(re.findall(r"status code: (\d{3})|status: (\d{3})", told)), ("", ""))
-    code = status[0] or status[1]
     if code.startswith("3"):
         return ConfigError(f"{where}: the bucket is elsewhere (status {code}); check {_REGION[scheme]}")
     if code.startswith("4") and code not in ("408", "409", "429"):

@@ -18,6 +18,7 @@ pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[ser
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import torch
+from gcs_double import gcs_service
 from object_services import SECRET, Fault, Proxy, environment, make_bucket, proxy, s3_service, use
 from typer.testing import CliRunner
 
@@ -145,6 +146,17 @@ def test_a_store_in_a_bucket_is_that_on_a_disk_in_spite_of_faults(
     assert [run["stored"] for run in opened.runs.to_pylist()] == [4, 6]
     report = first.report
     assert report is not None and b"<html" in (report / "docs/index.html").read_bytes()
+
+
+def test_google_cloud_storage_holds_the_same_objects(front3d_world: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gcs_service("mill") as url:
+        use(monkeypatch, url)
+        store = place_of("gs://mill/stores/front3d")
+        assert into(front3d_world, store).version == open_store(local).version
+        assert files_of(store) == files_of(local)
+        assert verify_store(store).broken == ()
+        assert len(open_store(store).read(open_store(store).keys[0]).arrays) > 5
+    object_clients._connect.cache_clear()
 
 
 def test_a_raw_folder_in_a_bucket_gives_the_same_store_and_is_read_again_only_where_it_changed(

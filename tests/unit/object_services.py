@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Lock, Thread
 from typing import Any, Final
+from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
 SECRET: Final = "5ecre7-0f-n0b0dy"
@@ -26,6 +27,8 @@ def environment(url: str) -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": "AKIDOFNOBODY",
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_EC2_METADATA_DISABLED": "true",
+        "GOOGLE_BASE_URL": url,
+        "GOOGLE_BEARER_TOKEN": SECRET,
         "NO_PROXY": "127.0.0.1",
     }
 
@@ -121,7 +124,7 @@ def proxy(upstream: str) -> Iterator[Proxy]:
             pass
 
         def pass_on(self) -> None:
-            fault = held.fault_of(self.command, self.path)
+            fault = held.fault_of(self.command, unquote(self.path))  # one service has slashes of keys encoded
             length = int(self.headers.get("Content-Length", 0))
             if fault is not None:
                 fault.before()

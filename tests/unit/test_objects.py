@@ -19,6 +19,7 @@ pytest.importorskip("obstore", reason="obstore is not installed: pip install 'sc
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
 sys.path.insert(0, str(Path(__file__).parent))
+from gcs_double import gcs_service
 from object_services import SECRET, Fault, Proxy, make_bucket, proxy, s3_service, use
 
 from scenemill.schemas.errors import ConfigError, Conflict, TransientError
@@ -29,23 +30,28 @@ from scenemill.transforms.ranges import RemoteRanges
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[str]:
-    with s3_service() as url:
-        make_bucket(url, "mill")
-        yield url
+def services() -> Iterator[dict[str, str]]:
+    with s3_service() as s3, gcs_service("mill") as gs:
+        make_bucket(s3, "mill")
+        yield {"s3": s3, "gs": gs}
+
+
+@pytest.fixture(params=["s3", "gs"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def net(service: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with proxy(service) as between:
+def net(services: dict[str, str], scheme: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with proxy(services[scheme]) as between:
         use(monkeypatch, between.url)
         yield between
     object_clients._connect.cache_clear()
 
 
 @pytest.fixture
-def root(net: Proxy) -> Remote:
-    return remote(f"s3://mill/{uuid4().hex}")
+def root(net: Proxy, scheme: str) -> Remote:
+    return remote(f"{scheme}://mill/{uuid4().hex}")
 
 
 def remote(uri: str) -> Remote:
@@ -222,7 +228,7 @@ def test_an_upload_cut_off_leaves_nothing(root: Remote, net: Proxy, monkeypatch:
     assert not (root / "a").exists()
 
 
-def test_time_outs_are_tried_again_and_then_told(service: str, root: Remote, net: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_outs_are_tried_again(root: Remote, net: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, net.url, timeout_s=1)
     net.faults.append(Fault("PUT", "/a", "hang"))
     (root / "a").create(b"late")
@@ -248,10 +254,10 @@ def test_ranges_are_those_of_the_bytes(root: Remote, net: Proxy) -> None:
     assert reader.read("c/0", len(data), [(5, 700_000)]) == [data[5:700_000]]
 
 
-def test_a_missing_bucket_is_told(net: Proxy) -> None:
+def test_a_missing_bucket_is_told(net: Proxy, scheme: str) -> None:
     for act in (lambda path: path.read_bytes(), lambda path: path.create(b"1"), lambda path: list(path.iterdir())):
         with pytest.raises(ConfigError, match="no such bucket"):
-            act(remote("s3://nobucket/a"))
+            act(remote(f"{scheme}://nobucket/a"))
 
 
 @pytest.mark.parametrize("kind", ["slow down", "cut", "hang"])
@@ -262,7 +268,7 @@ def test_messages_and_tracebacks_keep_secrets(
     monkeypatch.setattr(object_clients, "_TRIES", 2)
     use(monkeypatch, net.url, timeout_s=1)
     net.faults.append(Fault("GET", "/a", kind, times=1000))
-    with pytest.raises(TransientError, match=r"s3://mill/\w+/a: .*try again") as caught:
+    with pytest.raises(TransientError, match=r"://mill/\w+/a: .*try again") as caught:
         (root / "a").read_bytes()
     told = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(root)
     assert caught.value.__context__ is None
@@ -270,8 +276,8 @@ def test_messages_and_tracebacks_keep_secrets(
         assert secret not in told
 
 
-def test_credentials_come_from_files_too(service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use(monkeypatch, service)
+def test_credentials_come_from_files_too(services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, services["s3"])
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
@@ -279,7 +285,7 @@ def test_credentials_come_from_files_too(service: str, monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match="no credentials"):
         remote("s3://mill/a").exists()
     (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id = KEYOFAFILE\naws_secret_access_key = {SECRET}\n")
-    with proxy(service) as between:
+    with proxy(services["s3"]) as between:
         monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
         assert not remote(f"s3://mill/{uuid4().hex}").exists()
         assert between.requests
