@@ -29,6 +29,7 @@ from scenemill.pipelines.ingest import build_part, ingest
 from scenemill.pipelines.plan import make_plan
 from scenemill.pipelines.runners import run_groups
 from scenemill.schemas.config import IngestConfig
+from scenemill.schemas.places import on_disk
 from scenemill.transforms import folders, npz
 from scenemill.transforms.parts import PartPlan
 from scenemill.transforms.sources import Listed, Source, raw_files
@@ -90,7 +91,7 @@ def bench_read(source: Source, listed: list[Listed]) -> None:
 
     def naive() -> None:
         for paths in views:
-            naive_volumes(source.root, paths)
+            naive_volumes(on_disk(source.root), paths)
 
     print_row(1, "raw volumes to canonical arrays, CRC checked, vs np.load + cast", measure(ours, naive, len(views), 5), "<= 0.13")
 
@@ -108,7 +109,7 @@ def bench_convert(config: IngestConfig, source: Source, part: PartPlan, layout: 
             group = zarr.open_group(store, mode="w")
             made: dict[str, Any] = {}
             for row, paths in enumerate(views):
-                for name, array in naive_sample(source.root, paths).items():
+                for name, array in naive_sample(on_disk(source.root), paths).items():
                     if name not in made:
                         chunk = (
                             1,
@@ -199,7 +200,7 @@ def bench_store(source: Source, parts: list[PartPlan], layout: Any, config: Inge
         ingest(IngestConfig(config.source, config.input, Path(folder) / "store", limit=config.limit))
         store = open_store(Path(folder) / "store")
         raw = sum(store.samples["raw_byte"].to_pylist())
-        size = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file() and "runs" not in file.parts)
+        size = sum(file.stat().st_size for file in on_disk(store.root).rglob("*") if file.is_file() and "runs" not in file.parts)
         print(
             f"| 5 | bytes of the whole store vs the raw files, KiB per sample | {size / len(store) / 1024:.0f} | "
             f"{raw / len(store) / 1024:.0f} | {size / raw:.3f} | <= 0.42 |",
@@ -209,7 +210,7 @@ def bench_store(source: Source, parts: list[PartPlan], layout: Any, config: Inge
         rows = dict(zip(store.keys, store.samples["row"].to_pylist(), strict=True))
         paths = {key: raw_files(source, Listed(key, ())) for key in store.keys}
         for key in store.keys[:2]:
-            expected = np.load(source.root / paths[key]["geometry"])["data"].astype(np.float32)[::-1, ::-1]
+            expected = np.load(on_disk(source.root) / paths[key]["geometry"])["data"].astype(np.float32)[::-1, ::-1]
             assert np.array_equal(np.asarray(plain[rows[key]]), expected), key
 
         def ours() -> None:
@@ -218,7 +219,7 @@ def bench_store(source: Source, parts: list[PartPlan], layout: Any, config: Inge
 
         def naive() -> None:
             for key in store.keys:
-                np.load(source.root / paths[key]["geometry"])["data"].astype(np.float32)
+                np.load(on_disk(source.root) / paths[key]["geometry"])["data"].astype(np.float32)
 
         pair = measure(ours, naive, len(store), 3)
         print_row(11, f"geometry by plain zarr-python vs np.load + cast ({1 / pair.ratio:.1f}x faster)", pair, "<= 0.33")

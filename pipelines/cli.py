@@ -19,7 +19,7 @@ from scenemill.pipelines.cli_ingest import register as register_ingest
 from scenemill.pipelines.cli_jobs import register as register_jobs
 from scenemill.pipelines.cli_schedule import register as register_schedule
 from scenemill.pipelines.cli_synth import register as register_synth
-from scenemill.pipelines.cli_view import mock_checkpoints, view
+from scenemill.pipelines.cli_view import mock_checkpoints, runs, view
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
 
 if TYPE_CHECKING:
@@ -390,6 +390,7 @@ register_synth(app, _progress, _say)
 register_jobs(app)
 register_schedule(app)
 app.command()(view)
+app.command()(runs)
 app.command("mock-checkpoints")(mock_checkpoints)
 app.command()(fit)
 

@@ -21,6 +21,7 @@ from scenemill.pipelines.predictions import Prediction, folder_of, write_predict
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.labels import LABELS, Label
+from scenemill.schemas.places import Place
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS, adjust_intrinsics
 from scenemill.transforms.publish import write_whole
 from scenemill.transforms.store import Store, open_store
@@ -268,7 +269,7 @@ def _predict_photos(
 def infer_store(
     config: ExperimentConfig,
     model: "Stage1 | Stage2",
-    store: Store | Path,
+    store: Store | Place,
     split: str,
     predictions: Path,
     on_progress: OnProgress = no_progress,

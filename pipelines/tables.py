@@ -214,7 +214,9 @@ def _open(folder: Path, name: str) -> DeltaTable:
 
 def _unreadable(folder: Path, name: str, error: Exception) -> Corrupt:
     why = str(error).partition("\n")[0]
-    return Corrupt(f"tables {folder}: {name} cannot be read ({why}). Restore it from a copy, or score the runs into another folder.")
+    return Corrupt(
+        f"tables {folder}: {name} cannot be read ({why}). Restore it from a copy, or score the runs into another folder."
+    )
 
 
 def _address(folder: Path, name: str) -> str:

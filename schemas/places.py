@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from scenemill.schemas.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Status:
@@ -115,3 +117,14 @@ class Remote(ABC):
 
 Place = Path | Remote
 """A folder or file, wherever it is."""
+
+
+def on_disk(place: Place) -> Path:
+    """A place as a path.
+
+    Raises:
+        ConfigError: it is in an object store.
+    """
+    if isinstance(place, Path):
+        return place
+    raise ConfigError(f"{place}: in an object store; this needs a folder on a disk")

@@ -26,6 +26,7 @@ from scenemill.pipelines.specs import load_spec
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.schemas.places import on_disk
 from scenemill.trainers.batches import SceneDataset, SceneLoader
 from scenemill.trainers.evaluate import evaluate_images
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
@@ -321,7 +322,7 @@ def test_scoring_reads_what_a_store_was_predicted_to_hold(
 
 
 def test_a_damaged_sample_fails_alone(config: ExperimentConfig, model: Stage1, store: Store, tmp_path: Path) -> None:
-    damaged = Path(shutil.copytree(store.root, tmp_path / "store"))
+    damaged = Path(shutil.copytree(on_disk(store.root), tmp_path / "store"))
     for path in (path for path in (damaged / "rgb" / "c").rglob("*") if path.is_file()):
         content = bytearray(path.read_bytes())
         content[20] ^= 1

@@ -18,6 +18,7 @@ from scenemill.pipelines.ingest import ingest
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import Corrupt
 from scenemill.schemas.fields import Field, fields_of
+from scenemill.schemas.places import on_disk
 from scenemill.schemas.sample import Sample
 from scenemill.transforms.layout import shard_path
 from scenemill.transforms.reader import ShardReader
@@ -210,7 +211,7 @@ def test_a_folder_in_place_of_a_shard_is_refused(victims: dict[str, Path], tmp_p
     store = open_store(Path(shutil.copytree(victims["front3d"], tmp_path / "store")))
     path = shard_path(field_of("front3d", "rgb"), 0)
     (store.root / path).unlink()
-    (store.root / path).mkdir()
+    (on_disk(store.root) / path).mkdir()
     with pytest.raises(Corrupt, match=rf"{path} .*sample {key_of(store, 0)} cannot be read"):
         store.read(key_of(store, 0))
 
@@ -249,7 +250,7 @@ def test_a_shard_swapped_by_renaming_is_read_whole_or_refused(
         assert right_or_refused(store, name, path, truths["front3d"]) == []
         size = (store.root / path).stat().st_size
         (tmp_path / "other").write_bytes(random.Random(1).randbytes(size))
-        (tmp_path / "other").replace(store.root / path)
+        (tmp_path / "other").replace(on_disk(store.root) / path)
         right_or_refused(store, name, path, truths["front3d"])
         store.reader._ranges._most_open = 0  # type: ignore[attr-defined]
         store.read(key_of(store, 0), ["depth"])  # now no file is open: the new one is read by the old one's index

@@ -22,6 +22,7 @@ from scenemill.pipelines.ingest import ingest
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import Field, fields_of
+from scenemill.schemas.places import on_disk
 from scenemill.transforms.blocks import EDGE
 from scenemill.transforms.layout import Layout, array_document, shard_path
 from scenemill.transforms.precision import storage_of
@@ -255,7 +256,7 @@ def test_a_box_reads_only_its_chunks(box: Box | None, chunks: int, tmp_path: Pat
 
 
 def test_chunks_of_fill_are_not_asked_for(large: Store) -> None:
-    counting = Counting(LocalRanges(large.root), [])
+    counting = Counting(LocalRanges(on_disk(large.root)), [])
     reader = ShardReader(counting, large.layout, size_of(large))
     row, field = large.facts(large.keys[0])["row"], next(field for field in large.layout.fields if field.name == "instance_3d")
     volume = reader.array(field, row)
@@ -444,9 +445,9 @@ def memory() -> Iterator[Any]:
 @pytest.mark.parametrize(("source", "precision"), [("front3d", "float16"), ("matterport", "float32")])
 def test_an_object_store_gives_the_same(source: str, precision: str, stores: dict[tuple[str, str], Store], memory: Any) -> None:
     store = stores[source, precision]
-    for path in store.root.rglob("*"):
+    for path in on_disk(store.root).rglob("*"):
         if path.is_file():
-            memory.pipe(f"/bucket/store/{path.relative_to(store.root).as_posix()}", path.read_bytes())
+            memory.pipe(f"/bucket/store/{path.relative_to(on_disk(store.root)).as_posix()}", path.read_bytes())
     reader = ShardReader(RemoteRanges(memory, "bucket/store"), store.layout, size_of(store))
     for key in store:
         row, plain = store.facts(key)["row"], store.read(key, by_zarr=True)

@@ -22,6 +22,7 @@ from scenemill.pipelines.ingest import ingest
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.dataset import AugmentationConfig, DatasetConfig
 from scenemill.schemas.errors import ConfigError, Corrupt
+from scenemill.schemas.places import on_disk
 from scenemill.schemas.sample import Sample
 from scenemill.trainers.batches import SceneDataset, SceneLoader
 from scenemill.trainers.collate import Batch, collate, expand_batch
@@ -231,7 +232,7 @@ def expected_of(store: Store, key: str, limit: float = 12.0) -> dict[str, Tensor
 def test_stage_2_targets_equal_dense_operations_on_what_is_stored(source: str, limit: float, both: list[Path]) -> None:
     store = open_store(both[source == "matterport"])
     config = replace(STAGE_2, truncation_range=(0.0, limit))
-    batches = loader(store.root, config, batch_size=3, shuffle=False)
+    batches = loader(on_disk(store.root), config, batch_size=3, shuffle=False)
     seen = 0
     for batch in batches:
         ends = [0, *batch.masks_of.cumsum(0).tolist()]
@@ -257,7 +258,7 @@ def test_mean_depths_are_those_of_the_masks(source: str, both: list[Path]) -> No
 @pytest.mark.parametrize("source", ["front3d", "matterport"])
 def test_occupied_planes_are_those_of_the_dense_volume(source: str, limit: float, both: list[Path]) -> None:
     store = open_store(both[source == "matterport"])
-    for batch in loader(store.root, replace(STAGE_1, truncation_range=(0.0, limit)), shuffle=False):
+    for batch in loader(on_disk(store.root), replace(STAGE_1, truncation_range=(0.0, limit)), shuffle=False):
         sample = store.read(batch.keys[0], ["geometry", "intrinsics"])
         occupied = np.flatnonzero(np.abs(sample["geometry"]) < limit)
         expected = plane_occupancy(torch.from_numpy(occupied), plane_tables(sample["intrinsics"], (320, 240), 64))

@@ -17,7 +17,8 @@ from scenemill.schemas.tables import Finding, Severity
 from scenemill.transforms.geometry import front3d_frustum
 from scenemill.transforms.sources import list_samples, open_source, read_sample
 from scenemill.validators import checks
-from scenemill.validators.checks import CHECKS, Check, check_sample
+from scenemill.validators.check import Check
+from scenemill.validators.checks import CHECKS, check_sample
 from scenemill.validators.measures import Measured, Rules
 
 GRID = 64
@@ -69,7 +70,7 @@ def listen(sample: Sample, rules: Rules) -> tuple[dict[str, list[Finding]], list
     spoken: dict[str, list[Finding]] = {}
     asked = []
 
-    def wrap(check: Check) -> Check:
+    def wrap(check: Check[Measured]) -> Check[Measured]:
         def run(measured: Measured) -> Iterator[Finding]:
             asked.append(check.name)
             found = list(check.run(measured))

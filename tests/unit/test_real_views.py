@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scenemill.pipelines.examine import read_frustum, rules_of
+from scenemill.schemas.places import on_disk
 from scenemill.schemas.sample import Sample, SampleKey
 from scenemill.schemas.tables import Finding
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS, back_project, front3d_frustum, matterport_frustum
@@ -80,7 +81,7 @@ def load(path: Path, member: str = "data") -> NDArray[Any]:
 
 def test_every_array_equals_what_numpy_loads(view: Read) -> None:
     sample, front3d = view.sample, view.source.name == "front3d"
-    paths = {kind: view.source.root / path for kind, path in raw_files(view.source, view.listed).items()}
+    paths = {kind: on_disk(view.source.root) / path for kind, path in raw_files(view.source, view.listed).items()}
     turn = (slice(None, None, -1), slice(None, None, -1)) if front3d else (slice(None), slice(None))
     geometry = load(paths["geometry"])[turn]
     np.testing.assert_array_equal(sample["geometry"], geometry)  # not rounded: every float64 is a float32

@@ -23,6 +23,7 @@ from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.dataset import AugmentationConfig, DatasetConfig, SplitConfig
 from scenemill.schemas.errors import ConfigError, Corrupt
 from scenemill.schemas.labels import BUILT_IN, LABELS
+from scenemill.schemas.places import on_disk
 from scenemill.trainers.batches import SceneDataset, SceneLoader
 from scenemill.trainers.collate import Batch, collate
 from scenemill.trainers.nvpanoptix3d.losses import targets_of
@@ -511,7 +512,7 @@ def test_an_image_must_be_one_of_the_stored_size(kind: str, raw: Path, front3d: 
 def test_generated_images_need_a_raw_folder_that_holds_some(raw: Path, front3d: Store, matterport: Store, tmp_path: Path) -> None:
     for config, told in (
         (
-            generating(front3d.root),
+            generating(on_disk(front3d.root)),
             rf"base_dir={str(front3d.root)!r} is a store, .*: name the raw folder that holds data/ and augment/",
         ),
         (named(generating(raw), train=""), "dataset.train.base_dir='' is empty: name the raw folder"),

@@ -17,7 +17,8 @@ import pytest
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.tables import SAMPLES, table_of
-from scenemill.validators.suites import DOCS_INDEX, RESULT_FILE, expect, facts_of
+from scenemill.validators.derived import facts_of
+from scenemill.validators.suites import DOCS_INDEX, RESULT_FILE, expect
 
 Row = dict[str, Any]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from scenemill.schemas.places import on_disk
 from scenemill.transforms import sums
 from scenemill.transforms.folders import sha256
 from scenemill.transforms.rows import to_parquet
@@ -26,7 +27,7 @@ def view(front3d_world: Path, tmp_path: Path) -> tuple[Source, Listed]:
 
 
 def paths(source: Source, listed: Listed) -> list[Path]:
-    return [source.root / path for path in raw_files(source, listed).values()]
+    return [on_disk(source.root) / path for path in raw_files(source, listed).values()]
 
 
 # --- fingerprints
@@ -37,7 +38,7 @@ def test_a_fingerprint_stays_while_no_file_changes(view: tuple[Source, Listed]) 
     first = fingerprint_of(source, listed)
     for path in paths(source, listed):
         path.read_bytes()
-    (source.root / "data" / "other").mkdir()
+    (on_disk(source.root) / "data" / "other").mkdir()
     assert fingerprint_of(source, listed) == first and len(first) == 64
 
 
@@ -67,7 +68,7 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_changes_the_fingerprin
 def test_a_file_that_goes_or_comes_changes_the_fingerprint(view: tuple[Source, Listed]) -> None:
     source, listed = view
     first = fingerprint_of(source, listed)
-    path = source.root / raw_files(source, listed)["campose"]
+    path = on_disk(source.root) / raw_files(source, listed)["campose"]
     path.rename(path.with_suffix(".away"))
     without = fingerprint_of(source, listed)
     path.write_bytes(b"")
@@ -109,19 +110,19 @@ def test_content_is_over_image_depth_and_labels_alone(view: tuple[Source, Listed
     first = sums_of(source, listed)
     for kind, path in raw_files(source, listed).items():
         data = (source.root / path).read_bytes()
-        (source.root / path).write_bytes(data + b"\0")
+        (on_disk(source.root) / path).write_bytes(data + b"\0")
         changed = sums_of(source, listed)
         assert changed.digest != first.digest and changed.raw_byte == first.raw_byte + 1
         assert (changed.content != first.content) == (kind in ("rgb", "depth", "segmap")), kind
         (source.root / path).unlink()
         assert (sums_of(source, listed).content == "") == (kind in ("rgb", "depth", "segmap")), kind
-        (source.root / path).write_bytes(data)
+        (on_disk(source.root) / path).write_bytes(data)
     assert sums_of(source, listed).content == first.content
 
 
 def test_content_is_equal_for_two_copies_of_a_view_in_another_place(view: tuple[Source, Listed]) -> None:
     source, listed = view
-    shutil.copytree(source.root / "data" / listed.key.split("/")[0], source.root / "data" / "copy")
+    shutil.copytree(on_disk(source.root) / "data" / listed.key.split("/")[0], on_disk(source.root) / "data" / "copy")
     copy = Listed(f"copy/{listed.key.split('/')[1]}", ())
     one, other = sums_of(source, listed), sums_of(source, copy)
     assert (one.content, one.digest) == (other.content, other.digest) and one.fingerprint != other.fingerprint

@@ -270,7 +270,7 @@ def test_tables_that_a_folder_is_too_old_for_are_empty_until_a_run_is_added(tmp_
     assert query(tmp_path, "SELECT count(*) AS rows FROM renders").to_pylist() == [{"rows": 0}]
     fit = {"run": "new", "store_version": "v", "template": "sphere", "settings": "{}", "views": 9, "held_out": 1, "epochs": 5}
     told = table_of(FITS, [fit | {"vertices": 642, "faces": 1280, "loss": 0.1, "seconds": 2.0}])
-    append_run(tmp_path, "new", rows_of("new") | {"fits": told})
+    append_run(tmp_path, "new", {**rows_of("new"), "fits": told})
     assert read_table(tmp_path, "fits").equals(told)
     assert query(tmp_path, "SELECT template, chamfer FROM fits").to_pylist() == [{"template": "sphere", "chamfer": None}]
 

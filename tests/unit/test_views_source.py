@@ -14,6 +14,7 @@ from PIL import Image
 
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.places import on_disk
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import Finding
 from scenemill.transforms.sources import Listed, Source, find_root, find_unlisted, list_samples, open_source, read_sample
@@ -306,7 +307,7 @@ def test_volumes_of_distances_are_not_stored_in_less_where_there_are_none() -> N
 @pytest.mark.real
 def test_the_published_sample_is_read_as_it_is(real_data: Path) -> None:
     folder = real_data / "data" / "kaolin" / "synthetic"
-    sample, findings = read_first(find_root("views", folder))
+    sample, findings = read_first(on_disk(find_root("views", folder)))
     assert (sample.key, findings, set(sample.arrays)) == (
         "synthetic/0",
         [],
