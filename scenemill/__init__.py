@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scenemill.trainers.batches import SceneLoader as SceneLoader
     from scenemill.trainers.timelapse import Timelapse as Timelapse
     from scenemill.trainers.timelapse import TimelapseParser as TimelapseParser
+    from scenemill.transforms.objects import place_of as place_of
     from scenemill.transforms.store import Store as Store
     from scenemill.transforms.store import open_store as open_store
 
@@ -42,6 +43,7 @@ _HOMES = {
     "Timelapse": "scenemill.trainers.timelapse",
     "TimelapseParser": "scenemill.trainers.timelapse",
     "open_store": "scenemill.transforms.store",
+    "place_of": "scenemill.transforms.objects",
 }
 __all__ = [
     "AugmentationConfig",
@@ -57,6 +59,7 @@ __all__ = [
     "TimelapseParser",
     "__version__",
     "open_store",
+    "place_of",
 ]
 
 

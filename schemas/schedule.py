@@ -274,7 +274,7 @@ def _is_placed(text: str) -> bool:
         found = [(name, form, how) for _, name, form, how in string.Formatter().parse(text) if name is not None]
     except ValueError:
         return False
-    return all(name in PLACEHOLDERS and not form and how is None for name, form, how in found)
+    return "://" not in text and all(name in PLACEHOLDERS and not form and how is None for name, form, how in found)
 
 
 def is_address(text: str) -> bool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from obstore.store import GCSStore, S3Store
 
 _URI: Final = re.compile(r"(\w[\w+.-]*)://([^/]*)/*(.*)\Z", re.DOTALL)
+_TAKEN_FOR_PATHS: Final = tuple((f"{scheme}:",) for scheme in SCHEMES)
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]\Z")
 _ODD: Final = re.compile(
     r"[\x00-\x1f\x7f\\%#?*\[\]{}|^`<>\"]"
@@ -36,7 +37,7 @@ _T = TypeVar("_T")
 
 
 def place_of(uri: str | Place) -> Place:
-    """What a URI or a path names.
+    """What a URI or a path names; a URI that was taken for a path of folders is a URI again.
 
     Raises:
         ConfigError: another scheme, or a bucket or key that is none.
@@ -46,6 +47,8 @@ def place_of(uri: str | Place) -> Place:
     >>> place_of("/data/a")
     PosixPath('/data/a')
     """
+    if isinstance(uri, Path) and uri.parts[:1] in _TAKEN_FOR_PATHS:
+        uri = "://".join(str(uri).split(":/", 1))
     if not isinstance(uri, str):
         return uri
     match = _URI.match(uri)

@@ -65,6 +65,7 @@ def test_uris_name_objects_and_everything_else_is_a_path() -> None:
     assert str(place_of("gs://mill")) == "gs://mill/"
     assert place_of("data/store") == Path("data/store")
     assert place_of(Path("x")) == Path("x")
+    assert place_of(Path("s3://mill/a")) == ObjectPath("s3", "mill", "a")
     below = place_of("s3://mill/") / "a/b.tar.gz"
     assert (str(below), below.name, below.stem, below.suffix) == ("s3://mill/a/b.tar.gz", "b.tar.gz", "b.tar", ".gz")
     assert str(below.parent) == "s3://mill/a"
