@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -385,6 +385,31 @@ def report(
     console.print(f"page: {html}", soft_wrap=True)
 
 
+_PANELS: Final = {
+    "Data": "synth convert-views plan ingest validate verify show versions clean runs",
+    "Batches": "bench-loader order",
+    "Models": "default-specs schema train tune evaluate inference export export-triton gen-trt-engine fit",
+    "Numbers": "selfcheck score query report",
+    "See": "view mock-checkpoints demo",
+    "Operate": "schedule serve-jobs jobs",
+}
+"""What help shows the verbs under, in this order."""
+
+
+def _sort_into_panels(shown: typer.Typer) -> None:
+    """Let help show the verbs by what they are for. A verb without a panel is a mistake."""
+    panels = {verb: panel for panel, verbs in _PANELS.items() for verb in verbs.split()}
+    verbs: list[Any] = [*shown.registered_commands, *shown.registered_groups]
+    for verb in verbs:
+        verb.rich_help_panel = panels[_verb(verb)]
+    shown.registered_commands.sort(key=lambda verb: list(panels).index(_verb(verb)))
+
+
+def _verb(registered: Any) -> str:
+    name: str = registered.name or registered.callback.__name__.replace("_", "-")
+    return name
+
+
 register(app)
 register_synth(app, _progress, _say)
 register_jobs(app)
@@ -393,6 +418,7 @@ app.command()(view)
 app.command()(runs)
 app.command("mock-checkpoints")(mock_checkpoints)
 app.command()(fit)
+_sort_into_panels(app)
 
 if __name__ == "__main__":
     main()
