@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -54,10 +55,12 @@ def client(scheme: str, bucket: str, prefix: str = "") -> "S3Store | GCSStore":
 @lru_cache(maxsize=16)
 def _connect(scheme: str, bucket: str, prefix: str) -> "S3Store | GCSStore":
     try:
-        import obstore  # noqa: F401 - an extra: say so before anything else fails
+        from obstore.exceptions import BaseError  # an extra: say so before anything else fails
     except ModuleNotFoundError as error:
         raise ConfigError(f"{scheme}://{bucket}: object stores need an extra: pip install 'scenemill[cloud]'") from error
-    return _connect_s3(bucket, prefix) if scheme == "s3" else _connect_gs(bucket, prefix)
+    with suppress(BaseError):
+        return _connect_s3(bucket, prefix) if scheme == "s3" else _connect_gs(bucket, prefix)
+    raise ConfigError(f"{scheme}://{bucket}: cannot be connected to; it knows us by {_CREDENTIALS[scheme]}")
 
 
 def _connect_s3(bucket: str, prefix: str) -> "S3Store":
@@ -79,10 +82,15 @@ def _connect_s3(bucket: str, prefix: str) -> "S3Store":
 def _credentials(bucket: str) -> Any:
     """Credentials by the chain of AWS's own library: profiles, single sign-on, roles, containers, the machine's account."""
     import boto3
+    from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    session = boto3.Session()
-    if session.get_credentials() is None:
+    try:
+        session = boto3.Session()
+        found = session.get_credentials()
+    except BotoCoreError as error:
+        raise ConfigError(f"s3://{bucket}: no credentials ({type(error).__name__}); give {_CREDENTIALS['s3']}") from None
+    if found is None:
         raise ConfigError(f"s3://{bucket}: no credentials; give {_CREDENTIALS['s3']}")
     return Boto3CredentialProvider(session)
 
@@ -121,10 +129,12 @@ def call(where: str, function: Callable[..., _T], *given: Any, **named: Any) -> 
         ConfigError: the service refuses: no such bucket, no right, no credentials, another region.
         TransientError: the service failed, or did not answer, also after trying again.
     """
+    from obstore.exceptions import BaseError
+
     for tries_left in reversed(range(_TRIES)):
         try:
             return function(*given, **named)
-        except Exception as error:
+        except (BaseError, OSError) as error:
             failure = _meaning(where, error)
         if not tries_left or not isinstance(failure, TransientError):
             break

@@ -214,7 +214,7 @@ def lengthen(path: Place, document: bytes) -> None:
         return
     for tries_left in reversed(range(_TRIES)):
         found = path.read_bytes() if path.is_file() else None
-        if found is not None and json.loads(found)["shape"][0] >= json.loads(document)["shape"][0]:
+        if found is not None and _rows(found) >= _rows(document):
             return
         try:
             path.swap(document, found)
@@ -222,6 +222,14 @@ def lengthen(path: Place, document: bytes) -> None:
         except Conflict:
             if not tries_left:
                 raise
+
+
+def _rows(document: bytes) -> int:
+    """The rows of an array by its document; -1 where it cannot be read."""
+    try:
+        return int(json.loads(document)["shape"][0])
+    except (ValueError, LookupError, TypeError):
+        return -1
 
 
 def place(temporary: Path, target: Place, checksum: str) -> None:

@@ -29,6 +29,7 @@ HOMES = {
     "zarr": ("transforms/store.py",),
     "obstore": ("transforms/object",),
     "boto3": ("transforms/object_clients.py",),
+    "botocore": ("transforms/object_clients.py",),
     "numcodecs": ("transforms/shards.py",),
     "OpenEXR": ("transforms/images.py", "transforms/rawfiles.py"),
     "pxr": ("trainers/usd/",),

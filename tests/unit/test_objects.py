@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,7 +26,10 @@ from object_services import SECRET, Fault, Proxy, make_bucket, proxy, s3_service
 from scenemill.schemas.errors import ConfigError, Conflict, TransientError
 from scenemill.schemas.places import Remote
 from scenemill.transforms import object_clients
+from scenemill.transforms.object_slots import claim_slots, plan_free
 from scenemill.transforms.objects import ObjectPath, ObjectRanges, place_of
+from scenemill.transforms.parts import PartPlan
+from scenemill.transforms.publish import lengthen
 from scenemill.transforms.ranges import RemoteRanges
 
 
@@ -291,6 +295,43 @@ def test_credentials_come_from_files_too(services: dict[str, str], monkeypatch: 
         assert not remote(f"s3://mill/{uuid4().hex}").exists()
         assert between.requests
     object_clients._connect.cache_clear()
+
+
+def test_a_credentials_file_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, "http://127.0.0.1:1")
+    monkeypatch.delenv("GOOGLE_BEARER_TOKEN")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nothing.json"))
+    with pytest.raises(ConfigError, match="gcloud's login"):
+        remote("gs://mill/a").exists()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with pytest.raises(ConfigError, match="no credentials"):
+        remote("s3://mill/a").exists()
+
+
+def test_arrays_documents_only_ever_get_longer(root: Remote) -> None:
+    path = root / "geometry/zarr.json"
+    for rows, expected in ((4, 4), (2, 4), (9, 9), (9, 9)):
+        lengthen(path, b'{"shape": [%d, 1]}' % rows)
+        assert path.read_bytes() == b'{"shape": [%d, 1]}' % expected
+    path.swap(b"damaged", path.read_bytes())
+    lengthen(path, b'{"shape": [3, 1]}')
+    assert path.read_bytes() == b'{"shape": [3, 1]}'
+
+
+def test_racing_claims_give_a_slot_to_one_part_and_plans_pass_over_it(root: Remote) -> None:
+    def plan(mark: str, first: int) -> list[PartPlan]:
+        return [PartPlan(f"{mark}{slot}", slot, ()) for slot in range(first, first + 3)]
+
+    claim_slots(root, plan("a", 2))
+    claim_slots(root, plan("a", 2))
+    with pytest.raises(Conflict, match="slot 4"):
+        claim_slots(root, plan("b", 4))
+    assert [part.id for part in plan_free(root, 2, partial(plan, "a"))] == ["a2", "a3", "a4"]
+    assert [part.id for part in plan_free(root, 0, partial(plan, "b"))] == ["b5", "b6", "b7"]  # claimed above
+    assert [part.id for part in plan_free(root, 0, partial(plan, "d"))] == ["d7", "d8", "d9"]
+    assert [part.id for part in plan_free(root, 9, partial(plan, "c"))] == ["c9", "c10", "c11"]
 
 
 def test_a_forked_process_is_told_instead_of_hanging(root: Remote) -> None:
