@@ -59,7 +59,7 @@ def place_of(uri: str | Place) -> Place:
         raise ConfigError(
             f"{scheme}://{bucket[:80]!r}: give a folder, or {' or '.join(f'{known}://BUCKET/KEY' for known in SCHEMES)}"
         )
-    return ObjectPath(scheme, bucket, key.rstrip("/"))
+    return _checked(scheme, bucket, key.rstrip("/"))
 
 
 @dataclass(frozen=True)
@@ -69,23 +69,14 @@ class ObjectPath(Remote):
     Attributes:
         scheme: "s3" or "gs".
         bucket: its name.
-        key: of the object, or the prefix without its last slash; "" for the whole bucket.
-
-    Raises:
-        ConfigError: a key with "..", empty parts, or characters that mean something else elsewhere.
+        key: of the object, or the prefix without its last slash; "" for the whole bucket. Checked where it comes from us (``place_of``,
+            ``/``); what a listing tells is taken as it is.
     """
 
     scheme: str
     bucket: str
     key: str
     _listed: Status | None = field(default=None, compare=False, repr=False)  # what a listing told of it
-
-    def __post_init__(self) -> None:
-        parts = self.key.split("/") if self.key else []
-        if any(part in ("", ".", "..") or _ODD.search(part) for part in parts) or len(self.key.encode()) > _KEY_BYTE:
-            raise ConfigError(
-                f"{self.scheme}://{self.bucket}: {self.key[:200]!r} is no key for scenemill; give plain names between slashes"
-            )
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}/{self.key}"
@@ -94,7 +85,8 @@ class ObjectPath(Remote):
         return isinstance(other, ObjectPath) and (self.scheme, self.bucket, self.key) < (other.scheme, other.bucket, other.key)
 
     def __truediv__(self, below: str) -> "ObjectPath":
-        return ObjectPath(self.scheme, self.bucket, f"{self.key}/{below}" if self.key else below)
+        """An object below; ConfigError for a name with "..", empty parts, or characters that mean something else elsewhere."""
+        return _checked(self.scheme, self.bucket, f"{self.key}/{below}" if self.key else below)
 
     @property
     def name(self) -> str:
@@ -118,7 +110,7 @@ class ObjectPath(Remote):
     def is_file(self) -> bool:
         """Whether there is an object of this key."""
         if self._listed is not None:
-            return self._listed is not _FOLDER
+            return self._listed != _FOLDER
         try:
             self.stat()
         except FileNotFoundError:
@@ -127,14 +119,13 @@ class ObjectPath(Remote):
 
     def is_dir(self) -> bool:
         """Whether there is an object below this prefix."""
-        return self._listed is _FOLDER or (self._listed is None and next(self._below(), None) is not None)
+        return self._listed == _FOLDER or (self._listed is None and next(self._below(), None) is not None)
 
     def stat(self) -> Status:
         """Size, tag and time of the object: of now, or of when it was listed."""
         import obstore
 
-        if self._listed not in (None, _FOLDER):
-            assert self._listed is not None
+        if self._listed is not None and self._listed != _FOLDER:
             return self._listed
         return _status(self.call(obstore.head))
 
@@ -152,7 +143,8 @@ class ObjectPath(Remote):
         for prefix in listing["common_prefixes"]:
             yield self._sibling(str(prefix).rstrip("/"), _FOLDER)
         for held in listing["objects"]:
-            yield self._sibling(str(held["path"]), _status(held))
+            if held["path"] != self.key:  # an empty object that consoles make to show a folder
+                yield self._sibling(str(held["path"]), _status(held))
 
     def glob(self, pattern: str) -> Iterator["ObjectPath"]:
         """As ``Remote.glob`` says; every object below is listed where the pattern has several parts."""
@@ -272,6 +264,13 @@ class ObjectRanges:
         if max(ends) > self._sizes[name]:
             raise ValueError(f"has {self._sizes[name]} bytes, less than its receipt says")
         return [bytes(data) for data in path.call(obstore.get_ranges, starts=starts, ends=ends, coalesce=0)]
+
+
+def _checked(scheme: str, bucket: str, key: str) -> ObjectPath:
+    parts = key.split("/") if key else []
+    if any(part in ("", ".", "..") or _ODD.search(part) for part in parts) or len(key.encode(errors="replace")) > _KEY_BYTE:
+        raise ConfigError(f"{scheme}://{bucket}: {key[:200]!r} is no key for scenemill; give plain names between slashes")
+    return ObjectPath(scheme, bucket, key)
 
 
 def _status(held: Any) -> Status:

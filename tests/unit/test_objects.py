@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from urllib.request import Request, urlopen
 from uuid import uuid4
 
 import pytest
@@ -120,6 +121,19 @@ def test_what_was_written_is_read_listed_and_summed(root: Remote) -> None:
     (root / "ab").unlink()
     with pytest.raises(FileNotFoundError, match="no such object"):
         (root / "ab").read_bytes()
+
+
+def test_folders_that_consoles_make_and_odd_names_do_no_harm(root: Remote, net: Proxy) -> None:
+    (root / "a/b").create(b"1")
+    for odd in ("a/", "a/c/", "a/odd%23name%25", "a/%C3%A4"):
+        where = f"{net.url}/mill/{root.name}/{odd}"
+        with urlopen(Request(where, data=b"", method="PUT", headers={"Content-Length": "0"}), timeout=30):
+            pass
+    found = {path.name: path.is_dir() for path in (root / "a").iterdir()}
+    assert {name: found[name] for name in ("b", "c", "ä")} == {"b": False, "c": True, "ä": False}
+    assert len(found) == 4
+    assert all(pickle.loads(pickle.dumps(path)).is_dir() == path.is_dir() for path in (root / "a").iterdir())
+    assert [path.read_bytes() for path in (root / "a").glob("b")] == [b"1"]
 
 
 def test_more_objects_than_one_page_are_listed(root: Remote) -> None:
