@@ -108,7 +108,7 @@ class Proxy:
         return None
 
     def count(self, method: str, where: str = "") -> int:
-        return sum(found == method and where in path for found, path in self.requests)
+        return sum(found == method and where in path.partition("?")[0] for found, path in self.requests)
 
 
 @contextmanager
