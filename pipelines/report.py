@@ -9,7 +9,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from scenemill.pipelines.query import query_all
-from scenemill.pipelines.series import Key, Lineage, Series, fold, gather, key_of, lineages, order_of
+from scenemill.pipelines.series import Key, Lineage, Series, fold, gather, key_of, lineages, order_of, percent
 from scenemill.schemas.labels import LABELS
 from scenemill.schemas.published import GROUPS, PUBLISHED
 
@@ -23,6 +23,11 @@ BINS: Final = 20
 """Of the histograms, over 0 to 1."""
 
 _SCORES: Final = "SELECT * FROM scores ORDER BY created, run, split, rule <> 'reference', rule"
+_FITS: Final = """
+    SELECT run, model, template, fits.views, epochs, avg(mask_iou) AS mask_iou, avg(psnr_db) AS psnr_db, avg(ssim) AS ssim, chamfer, seconds
+    FROM fits JOIN renders USING (run)
+    JOIN (SELECT run, min(model) AS model, min(created) AS created FROM scores GROUP BY run) USING (run)
+    GROUP BY ALL ORDER BY min(created), run"""
 _SAMPLES: Final = """
     SELECT run, split, metric, rule, key, sum(tp) AS tp, sum(fp) AS fp, sum(fn) AS fn,
            avg(iou_sum / (tp + fp / 2 + fn / 2)) FILTER (tp + fn > 0) AS quality
@@ -104,6 +109,34 @@ class Depth:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """A mesh that was fitted to views; qualities are means over the views that it was measured on.
+
+    Attributes:
+        run, model: its id and name.
+        template: the mesh it began as.
+        views: that it was fitted to.
+        epochs: that it took.
+        mask_iou: fraction.
+        psnr_db: decibels.
+        ssim: fraction; None for images that are too small.
+        chamfer: distance to the true surface, unit of the scene; None where that is not known.
+        seconds: of the fit.
+    """
+
+    run: str
+    model: str
+    template: str
+    views: int
+    epochs: int
+    mask_iou: float
+    psnr_db: float
+    ssim: float | None
+    chamfer: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Report:
     """What the metric tables of a folder say; ``runs`` is how many runs are ours."""
 
@@ -113,6 +146,7 @@ class Report:
     lineages: tuple[Lineage, ...]
     studies: tuple[Study, ...]
     depths: tuple[Depth, ...]
+    fits: tuple[Fit, ...]
 
 
 def report(folder: Path) -> Report:
@@ -121,19 +155,23 @@ def report(folder: Path) -> Report:
     Raises:
         NotPublished: no tables there.
     """
-    scores, worst, qualities, matches, depths = query_all(folder, [_SCORES, _WORST, _QUALITIES, _MATCHES, _DEPTHS])
-    series = gather(scores.to_pylist())
+    questions = [_SCORES, _WORST, _QUALITIES, _MATCHES, _DEPTHS, _FITS]
+    scores, worst, qualities, matches, depths, fitted = query_all(folder, questions)
+    fits = tuple(Fit(**row) for row in fitted.to_pylist())
+    told = {fit.run for fit in fits}
+    series = [one for one in gather(scores.to_pylist()) if one.run not in told]
     listed = fold(series)
     runs = {one.run for one in listed}
     samples = _by_series(worst)
     bins = _by_series(qualities), _by_series(matches)
     return Report(
         folder,
-        len({one.run for one in series if not one.published}),
+        len({one.run for one in series if not one.published}) + len(fits),
         tuple(_boards(listed)),
         lineages(series),
         tuple(_study(kind, found, samples, *bins) for kind, found in _kinds(listed).items()),
         tuple(Depth(**row) for row in depths.to_pylist() if row["run"] in runs),
+        fits,
     )
 
 
@@ -193,3 +231,10 @@ def _bins(rows: Iterable[Mapping[str, Any]]) -> tuple[int, ...]:
     for row in rows:
         numbers[row["bin"]] = int(row["number"])
     return tuple(numbers)
+
+
+def fit_figures(fit: Fit) -> list[str]:
+    """Views, epochs, mask IoU, PSNR, SSIM, Chamfer distance and seconds of a fit, for the eye."""
+    chamfer = "" if fit.chamfer is None else f"{fit.chamfer:.4g}"
+    qualities = percent(fit.mask_iou), f"{fit.psnr_db:.2f}", percent(fit.ssim)
+    return [f"{fit.views:,}", f"{fit.epochs:,}", *qualities, chamfer, f"{fit.seconds:.0f}"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scenemill.pipelines.charts import COLORS, bars, curves, histogram
 from scenemill.pipelines.page_frame import framed
-from scenemill.pipelines.report import BINS, Board, Depth, Report, Study, report
+from scenemill.pipelines.report import BINS, Board, Depth, Fit, Report, Study, fit_figures, report
 from scenemill.pipelines.results import printable
 from scenemill.pipelines.series import Curve, Lineage, Series, measures, percent, place_of, starred, title
 from scenemill.schemas.published import GROUPS
@@ -32,6 +32,7 @@ def page(told: Report) -> str:
     parts += [_lineage(number, lineage) for number, lineage in enumerate(told.lineages)]
     parts += [_study(number, study) for number, study in enumerate(told.studies)]
     parts += [_depths(told.depths)] if told.depths else []
+    parts += [_fits(told.fits)] if told.fits else []
     return framed(title="Panoptic 3D scene reconstruction: results", summary=summary, body="\n".join(parts))
 
 
@@ -44,7 +45,8 @@ def _contents(told: Report) -> str:
     trainings = [(f"training-{number}", _training_title(lineage)) for number, lineage in enumerate(told.lineages)]
     studies = [(f"study-{number}", _study_title(study)) for number, study in enumerate(told.studies)]
     depths = [("depth", "Errors")] if told.depths else []
-    lines = (("Leaderboards", boards), ("Trainings", trainings), ("Closely", studies), ("Depth", depths))
+    fits = [("fits", "Fits")] if told.fits else []
+    lines = (("Leaderboards", boards), ("Trainings", trainings), ("Closely", studies), ("Depth", depths), ("Meshes", fits))
     return f'<nav aria-label="Contents">{"".join(_links(*line) for line in lines if line[1])}</nav>'
 
 
@@ -201,6 +203,13 @@ def _worst(study: Study, place: int) -> str:
     rows = [[s.key, percent(s.quality), f"{s.tp:,}", f"{s.fp:,}", f"{s.fn:,}"] for s in study.worst[place]]
     listed = _table(["Sample", measures(study.metric)[0], "Matched", "Invented", "Missed"], rows) if rows else "<p>No counts.</p>"
     return f"<details{' open' if place == 0 else ''}><summary>{_text(one.model)}{_about(one)}</summary>{listed}</details>"
+
+
+def _fits(fits: Iterable[Fit]) -> str:
+    rows = [[f"{fit.model} ({fit.run}), from {fit.template}", *fit_figures(fit)] for fit in fits]
+    heads = ["Mesh", "Views", "Epochs", "Mask IoU, %", "PSNR, dB", "SSIM, %", "Chamfer", "Seconds"]
+    note = "Means over held-out views; the Chamfer distance to the true surface is in the unit of its scene."
+    return f'<h2 id="fits">Fitted meshes</h2>\n<div class="card"><p class="faint">{note}</p>{_table(heads, rows)}</div>'
 
 
 def _depths(depths: Iterable[Depth]) -> str:

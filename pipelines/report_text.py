@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scenemill.pipelines.report import Board, Depth, Report, Study
+from scenemill.pipelines.report import Board, Depth, Fit, Report, Study, fit_figures
 from scenemill.pipelines.results import printable
 from scenemill.pipelines.series import Curve, Lineage, describe, measures, percent, starred, title
 from scenemill.schemas.published import GROUPS
@@ -28,6 +28,9 @@ def print_report(console: Console, told: Report) -> None:
     if told.depths:
         console.print(Text("\nDepth, means over samples", style="bold"))
         console.print(_drawn_depths(told.depths))
+    if told.fits:
+        console.print(Text("\nFitted meshes, means over held-out views, IoU and SSIM in percent", style="bold"))
+        console.print(_drawn_fits(told.fits))
     for study in {(study.source, study.metric): study for study in reversed(told.studies)}.values():
         _print_worst(console, study)
     if not told.runs:
@@ -86,6 +89,18 @@ def _drawn_depths(depths: Iterable[Depth]) -> Table:
     for depth in depths:
         names = Text(printable(depth.run)), Text(printable(depth.split))
         drawn.add_row(*names, str(depth.samples), f"{depth.abs_rel:.4f}", f"{depth.rmse_m:.4f}", percent(depth.delta_1))
+    return drawn
+
+
+def _drawn_fits(fits: Iterable[Fit]) -> Table:
+    drawn = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    drawn.add_column("mesh", overflow="fold")
+    drawn.add_column("from")
+    for name in ("views", "epochs", "mask IoU", "PSNR, dB", "SSIM", "Chamfer", "seconds"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for fit in fits:
+        names = Text.assemble((printable(fit.model), "bold"), "\n", (printable(fit.run), "dim")), Text(printable(fit.template))
+        drawn.add_row(*names, *fit_figures(fit))
     return drawn
 
 

@@ -19,7 +19,7 @@ from scenemill.pipelines.series import describe
 from scenemill.pipelines.tables import append_run
 from scenemill.schemas.errors import NotPublished
 from scenemill.schemas.published import PUBLISHED
-from scenemill.schemas.tables import COUNTS, DEPTHS, SCORES, table_of
+from scenemill.schemas.tables import COUNTS, DEPTHS, FITS, RENDERS, SCORES, table_of
 
 START = datetime(2026, 9, 1, tzinfo=UTC)
 EVIL = "<script>alert(1)</script> <img src=x onerror=alert(2)> \"'&amp; $\\frac{1}{0}$ [red]x[/] \x1b[2J \u202e 日本 </svg></style>"
@@ -330,3 +330,34 @@ def test_a_series_says_what_must_be_equal_to_compare(told: Report) -> None:
     assert describe(front3d[0]) == "published, split test: product documentation of NvPanoptix3D"
     assert describe(front3d[3]) == "published, split not stated: README of chtsy/buol"
     assert describe(front3d[-1]) == "second, split test, rule reference, 3 samples"
+
+
+def add_fit(folder: Path, run: str, ious: list[float], ssim: float | None) -> None:
+    """A fitted mesh that was measured on some views."""
+    common = {"run": run, "store_version": "v"}
+    views = [
+        {**common, "key": f"clock/{n}", "split": "held out", "mask_iou": iou, "psnr_db": 20.0, "ssim": ssim}
+        for n, iou in enumerate(ious)
+    ]
+    row = {**common, "template": "sphere", "settings": "{}", "views": 90, "held_out": len(ious), "epochs": 50, "vertices": 642}
+    row |= {"faces": 1280, "loss": 0.03, "seconds": 204.4, "chamfer": 0.01037}
+    score = {**common, "model": "toy", "source": "views", "split": "held out", "rule": "held-out views", "group": "all"}
+    score |= {"quality": sum(ious) / len(ious), "samples": len(ious), "published": False, "origin": "here"}
+    scores = [{**score, "metric": metric, "created": START + timedelta(seconds=n)} for n, metric in enumerate(("mask_iou", "ssim"))]
+    tables = {"renders": table_of(RENDERS, views), "fits": table_of(FITS, [row]), "scores": table_of(SCORES, scores)}
+    append_run(folder, run, tables)
+
+
+def test_fitted_meshes_have_a_table_of_their_own_and_are_on_no_board(tmp_path: Path) -> None:
+    add_run(tmp_path, "a")
+    before = report(tmp_path)
+    add_fit(tmp_path, "fit-1", [0.9, 0.8], None)
+    told = report(tmp_path)
+    (fit,) = told.fits
+    assert (fit.run, fit.model, fit.template, fit.views, fit.epochs) == ("fit-1", "toy", "sphere", 90, 50)
+    assert (fit.mask_iou, fit.psnr_db, fit.ssim, fit.chamfer) == (pytest.approx(0.85), 20.0, None, 0.01037)
+    assert (told.boards, told.studies, told.runs) == (before.boards, before.studies, before.runs + 1)
+    stream = io.StringIO()
+    print_report(Console(file=stream, width=120), told)
+    assert re.search(r"toy +sphere +90 +50 +85\.00 +20\.00 +– +0\.01037 +204", stream.getvalue())
+    assert "Fitted meshes" in page(told) and "Fitted meshes" not in page(before)
