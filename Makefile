@@ -59,7 +59,7 @@ bench: setup
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/loader.py
-	$(BIN)/python benchmarks/sparse.py
+	$(BIN)/python benchmarks/sparse_convolution.py
 	$(BIN)/python benchmarks/timelapse.py
 	$(BIN)/python benchmarks/render.py
 

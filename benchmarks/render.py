@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from gpu_render import View, render_step, torus_view
 from pairs import measure
-from sparse import peak_mib
+from sparse_convolution import peak_mib
 from torch import Tensor
 
 SIGMAINV, BOXLEN, KNUM = 7000.0, 0.02, 30

@@ -1,4 +1,4 @@
-"""Sparse layers against dense ones, and against a product and an ``index_add`` per offset. Run: python benchmarks/sparse.py
+"""Sparse layers against dense ones, and against a product and an ``index_add`` per offset. Run: python benchmarks/sparse_convolution.py
 
 A made-up room at 128³: about 60 000 voxels within 1.5 cells of a surface, 21 of 27 neighbours there. One core; CPU time; medians, and
 medians of ratios round by round. Results are compared before anything is timed. Neighbours are looked up anew in every round where the
