@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scenemill.pipelines import view_planes as planes
-from scenemill.pipelines.predictions import Prediction, class_volume, folder_of, read_prediction
+from scenemill.pipelines.predictions import Prediction, class_volume, classes_of, folder_of, read_prediction
 from scenemill.pipelines.view_cut import Budget, cut_voxels
 from scenemill.pipelines.view_legend import Names, class_names, legend, segment_names, voxel_names
 from scenemill.pipelines.view_log import read_scene
@@ -259,7 +259,7 @@ def _picture(prediction: Prediction, what: str) -> Plane:
         return planes.depth_plane(prediction.depth, title, "m")
     if what == "segments":
         return planes.ids_plane(prediction.panoptic_2d, title, SEGMENT, segment_names(prediction.classes_2d))
-    return planes.ids_plane(_classes_of(prediction.panoptic_2d, prediction.classes_2d), title, CLASS, class_names())
+    return planes.ids_plane(classes_of(prediction.panoptic_2d, prediction.classes_2d), title, CLASS, class_names())
 
 
 def _plane(prediction: Prediction, what: str, axis: str, index: int) -> Plane:
@@ -275,11 +275,4 @@ def _plane(prediction: Prediction, what: str, axis: str, index: int) -> Plane:
     names: Names = segment_names(classes)
     if what == "segments_3d":
         return planes.ids_plane(segments, title, SEGMENT, voxel_names(names), **place)
-    return planes.ids_plane(_classes_of(segments, classes), title, CLASS, voxel_names(class_names()), **place)
-
-
-def _classes_of(segments: NDArray[Any], classes: Mapping[int, int]) -> NDArray[np.uint8]:
-    """The class of each element's segment; 0 for a segment that has none."""
-    found, place = np.unique(segments, return_inverse=True)
-    table = np.array([classes.get(segment, 0) for segment in found.tolist()], np.uint8)
-    return table[place].reshape(segments.shape)
+    return planes.ids_plane(classes_of(segments, classes), title, CLASS, voxel_names(class_names()), **place)
