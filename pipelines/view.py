@@ -17,6 +17,7 @@ from scenemill.pipelines.view_server import make_app
 from scenemill.pipelines.web_access import ANY, HOME, bind, url_of
 from scenemill.schemas.errors import ConfigError
 
+_PARSER_LOG: Final = logging.getLogger("scenemill.trainers.timelapse_parser")
 _CONNECTIONS: Final = 256
 _PATIENCE_S: Final = 2  # for answers under way when the viewer ends
 
@@ -65,7 +66,7 @@ class Viewer:
     """
 
     def __init__(self, config: ViewConfig) -> None:
-        logging.getLogger("scenemill.trainers.timelapse_parser").setLevel(logging.CRITICAL)  # the page says what it says, once
+        _PARSER_LOG.addFilter(self._is_news)
         self.roots = Roots(config.paths, config.poll_s)
         self._socket = bind(config.host, config.port, _CONNECTIONS, "view")
         port = self._socket.getsockname()[1]
@@ -75,6 +76,10 @@ class Viewer:
         self.url = f"{url_of(config.host, self._socket)}/{f'?token={token}' if token else ''}"
         self._server = uvicorn.Server(_settings(app))
         self._thread = threading.Thread(target=self.run, daemon=True)
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        """Nothing that the parser warns of, as the page says it too, and once."""
+        return record.levelno >= logging.CRITICAL
 
     def run(self) -> None:
         """Serve until stopped."""
@@ -92,6 +97,7 @@ class Viewer:
         if self._thread.ident is not None:
             self._thread.join()
         self._socket.close()
+        _PARSER_LOG.removeFilter(self._is_news)
 
     def __enter__(self) -> "Viewer":
         return self.start()
