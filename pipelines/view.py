@@ -66,9 +66,13 @@ class Viewer:
     """
 
     def __init__(self, config: ViewConfig) -> None:
-        _PARSER_LOG.addFilter(self._is_news)
-        self.roots = Roots(config.paths, config.poll_s)
         self._socket = bind(config.host, config.port, _CONNECTIONS, "view")
+        _PARSER_LOG.addFilter(self._is_news)
+        try:
+            self.roots = Roots(config.paths, config.poll_s)
+        except BaseException:
+            self._let_go()
+            raise
         port = self._socket.getsockname()[1]
         token = config.token or ("" if config.host in HOME else secrets.token_hex(16))
         names = None if config.host in ANY else frozenset({config.host, *(HOME if config.host in HOME else ())})
@@ -96,6 +100,9 @@ class Viewer:
         self._server.should_exit = True
         if self._thread.ident is not None:
             self._thread.join()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._socket.close()
         _PARSER_LOG.removeFilter(self._is_news)
 
