@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from scenemill.pipelines import completions
 from scenemill.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from scenemill.schemas.experiment import ExperimentConfig
 
 Spec = Annotated[
-    Path, typer.Option("-e", "--experiment", help="The experiment: a YAML or JSON file, or the name of a shipped one.")
+    Path,
+    typer.Option(
+        "-e",
+        "--experiment",
+        help="The experiment: a YAML or JSON file, or the name of a shipped one.",
+        autocompletion=completions.experiments,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace the file's: train.optim.lr=1e-3", metavar="KEY=VALUE")

@@ -1,35 +1,17 @@
 """The commands that read raw folders: plan, ingest and validate, and the options that say where an ingest runs."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from scenemill.pipelines.cli_options import AsJson, SourceName, Workers, place
+from scenemill.pipelines.progress import progress
 from scenemill.pipelines.runner_options import RUNNERS, RunnerConfig
+from scenemill.pipelines.terminal import say
 from scenemill.schemas.config import IngestConfig, parse_max_rejected
-from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.places import Place
-from scenemill.transforms.objects import place_of
 
-Progress = Callable[[bool], AbstractContextManager[Callable[[str, int, int], None]]]
-Say = Callable[[Any, bool, Callable[[Any], None]], None]
-
-
-def place(text: str) -> Place:
-    """A folder, or the URI of one in an object store, as typed.
-
-    Raises:
-        BadParameter: neither.
-    """
-    try:
-        return place_of(text)
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-SourceName = Annotated[str, typer.Argument(help="front3d, matterport, synthetic_hospital, synthetic_warehouse or views.")]
 Input = Annotated[
     Any,
     typer.Option(
@@ -48,7 +30,6 @@ Splits = Annotated[
     list[str] | None, typer.Option(help="Split lists, by name or NAME=FILE, several by comma. Default: all in the folder.")
 ]
 Limit = Annotated[int | None, typer.Option(help="Take at most this many samples, the first in key order.")]
-Workers = Annotated[int, typer.Option(help="Processes on this machine.")]
 MaxRejected = Annotated[
     str | None, typer.Option(help="Publish only if at most this many samples are rejected: 1% or 20. Default: no limit.")
 ]
@@ -56,7 +37,6 @@ Precision = Annotated[str, typer.Option(help="How distances are stored: float32 
 SamplesPerPart = Annotated[
     int | None, typer.Option(help="Samples in one part (one shard of each array). Default: 64, or the store's own.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 
 
 def _option(help: str, panel: str = "Where it runs", *names: str) -> Any:
@@ -96,13 +76,13 @@ def _config(
     return IngestConfig(source, input, output, names, limit, workers, allowed, precision, samples_per_part, repair)
 
 
-def register(app: typer.Typer, progress: Progress, say: Say) -> None:
-    """Add the commands to the app, which show progress and print as its others do."""
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
     for one in (_register_plan, _register_ingest, _register_validate):
-        one(app, progress, say)
+        one(app)
 
 
-def _register_plan(app: typer.Typer, progress: Progress, say: Say) -> None:
+def _register_plan(app: typer.Typer) -> None:
     @app.command()
     def plan(
         source: SourceName,
@@ -128,7 +108,7 @@ def _register_plan(app: typer.Typer, progress: Progress, say: Say) -> None:
         say(expected, as_json, lambda console: print_forecast(console, expected))
 
 
-def _register_ingest(app: typer.Typer, progress: Progress, say: Say) -> None:
+def _register_ingest(app: typer.Typer) -> None:
     @app.command()
     def ingest(
         source: SourceName,
@@ -162,10 +142,10 @@ def _register_ingest(app: typer.Typer, progress: Progress, say: Say) -> None:
         more = tuple(beam_option or ())
         where = RunnerConfig(runner, threads, dask_address, job_endpoint, worker_pool, image, *dataflow, more)
         config = _config(source, input, output, splits, limit, workers, max_rejected, precision, samples_per_part, repair)
-        _ingest(config, where, as_json, progress, say)
+        _ingest(config, where, as_json)
 
 
-def _register_validate(app: typer.Typer, progress: Progress, say: Say) -> None:
+def _register_validate(app: typer.Typer) -> None:
     @app.command()
     def validate(
         source: SourceName,
@@ -191,7 +171,7 @@ def _register_validate(app: typer.Typer, progress: Progress, say: Say) -> None:
             raise typer.Exit(3)
 
 
-def _ingest(config: IngestConfig, runner: RunnerConfig, as_json: bool, progress: Progress, say: Say) -> None:
+def _ingest(config: IngestConfig, runner: RunnerConfig, as_json: bool) -> None:
     from scenemill.pipelines.human import print_outcome
     from scenemill.pipelines.ingest import ingest
 

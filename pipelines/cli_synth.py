@@ -1,28 +1,27 @@
 """The commands that make raw data: made-up rooms, views of an object, and views out of sets of cameras."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from scenemill.pipelines.cli_options import AsJson, SourceName
+from scenemill.pipelines.progress import progress
+from scenemill.pipelines.terminal import say
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import VIEWS
 
-Progress = Callable[[bool], AbstractContextManager[Callable[[str, int, int], None]]]
-Say = Callable[[Any, bool, Callable[[Any], None]], None]
 
-
-def register(app: typer.Typer, progress: Progress, say: Say) -> None:
-    """Add the commands to the app, which show progress and print as its others do."""
-    _register_synth(app, progress, say)
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    _register_synth(app)
 
     @app.command("convert-views")
     def convert_views(
         out: Annotated[Path, typer.Argument(help="A new or empty folder; its name is the scene's.")],
         files: Annotated[list[Path], typer.Argument(help="transforms.json; or several transforms_SPLIT.json.", metavar="FILE...")],
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Turn images with poses in the form of NeRF's Blender scenes into views that "ingest views" takes."""
         from scenemill.transforms.view_sets import convert_camera_sets
@@ -31,10 +30,10 @@ def register(app: typer.Typer, progress: Progress, say: Say) -> None:
         say({"folder": str(out), "views": count}, as_json, lambda console: console.print(f"{out}: {count} views", soft_wrap=True))
 
 
-def _register_synth(app: typer.Typer, progress: Progress, say: Say) -> None:
+def _register_synth(app: typer.Typer) -> None:
     @app.command()
     def synth(
-        source: Annotated[str, typer.Argument(help="front3d, matterport, synthetic_hospital, synthetic_warehouse or views.")],
+        source: SourceName,
         out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
         scenes: Annotated[int | None, typer.Option(help="Rooms. Default: 3.")] = None,
         views: Annotated[int | None, typer.Option(help="Views of each room, default 4; or of the object, default 100.")] = None,
@@ -49,7 +48,7 @@ def _register_synth(app: typer.Typer, progress: Progress, say: Say) -> None:
             tuple[float, float] | None,
             typer.Option(help="Lowest and highest angle of the cameras, in degrees. Default: -30 60."),
         ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Make up raw data, of which all is known: furnished rooms, or views of an object. For trying, testing and teaching."""
         of_rooms = {"scenes": scenes, "grid": grid}

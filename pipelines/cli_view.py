@@ -1,4 +1,4 @@
-"""The commands that show: a page of logs, stores, predictions and metric tables; and mock 3D checkpoints to see it with."""
+"""The commands that show; a page of logs, stores, predictions and metric tables; and mock 3D checkpoints to see it with."""
 
 import webbrowser
 from contextlib import suppress
@@ -6,6 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(view)
+    app.command("mock-checkpoints")(mock_checkpoints)
 
 
 def view(
@@ -50,28 +56,3 @@ def mock_checkpoints(
     categories = write_mock_log(logdir, objs, iterations, log_lines)
     typer.echo(f"{logdir}: {', '.join(categories)}")
     typer.echo(f"see it with: scenemill view {logdir}")
-
-
-def runs(
-    store: Annotated[Path, typer.Argument(help="The store's folder.")],
-    html: Annotated[Path | None, typer.Option(help="Write one page: runs, where their time went, findings.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
-) -> None:
-    """List what was run on a store: when, how many samples in, stored and rejected, seconds of each stage, and what came of it."""
-    from rich.console import Console
-
-    from scenemill.pipelines.results import print_table, to_bytes
-    from scenemill.transforms.store import open_store
-
-    opened = open_store(store)
-    table = opened.runs.sort_by([("started", "descending")])
-    if as_json:
-        print(to_bytes(table, "json").decode(), end="")
-    else:
-        shown = ("started", "command", "outcome", "listed", "stored", "rejected", "seconds", "build_seconds", "version")
-        print_table(Console(), table.select(shown))
-    if html is not None:
-        from scenemill.pipelines.run_page import write_runs
-
-        write_runs(opened, html)
-        typer.echo(f"page: {html}", err=as_json)

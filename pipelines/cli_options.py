@@ -1,0 +1,36 @@
+"""Arguments and options that several commands take."""
+
+from typing import Annotated, Any
+
+import typer
+
+from scenemill.pipelines import completions
+from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.places import Place
+from scenemill.transforms.objects import place_of
+
+
+def place(text: str) -> Place:
+    """A folder, or the URI of one in an object store, as typed.
+
+    Raises:
+        BadParameter: neither.
+    """
+    try:
+        return place_of(text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+SourceName = Annotated[
+    str,
+    typer.Argument(
+        help="front3d, matterport, synthetic_hospital, synthetic_warehouse or views.", autocompletion=completions.sources
+    ),
+]
+StoreArgument = Annotated[
+    Any, typer.Argument(parser=place, metavar="PATH|URI", help="The store's folder, or s3://BUCKET/STORE, gs://BUCKET/STORE.")
+]
+Version = Annotated[str | None, typer.Option(help="Id of an older version, or its first digits. Default: the newest.")]
+Workers = Annotated[int, typer.Option(help="Processes on this machine.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
