@@ -27,6 +27,7 @@ from scenemill.pipelines.runs import Run
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, TooManyRejected
 from scenemill.schemas.places import Place, Remote
+from scenemill.schemas.steps import reached
 from scenemill.transforms import publish, sums
 from scenemill.transforms.layout import ROOT, Layout
 from scenemill.transforms.parts import PartPlan, PartWriter, Receipt, finished_part, read_part_tables
@@ -300,7 +301,7 @@ def _publish(config: IngestConfig, plan: Plan, draft: Draft, outcome: Outcome, r
         version = publish_version(store, draft, plan.base.published if plan.base is not None else None)
     published = replace(outcome, version=version, seconds=run.seconds, expected=expected, report=run.folder(store))
     run.write(store, published, expected)
-    publish.reached("run written")
+    reached("run written")
     return published
 
 

@@ -11,6 +11,7 @@ from scenemill.pipelines.jobs_run import LOG, write_json
 from scenemill.pipelines.jobs_specs import REQUEST_FILE, check_spec, without_secrets
 from scenemill.pipelines.jobs_store import JobStore, new_id
 from scenemill.schemas.jobs import ENDED, JobDetail, JobRequest, LogPiece
+from scenemill.schemas.steps import reached
 
 PIECE_BYTE: Final = 1 << 18
 """Of a log, at most, in one answer."""
@@ -40,7 +41,9 @@ class JobDesk:
         folder = self._roots.folder(name)
         folder.mkdir(parents=True, mode=0o700)
         write_json(folder / REQUEST_FILE, request.spec)
+        reached("request kept")
         made = self.store.add(name, request, without_secrets(request.kind, request.spec))
+        reached("job queued")
         self._wake()
         return made
 
@@ -52,6 +55,7 @@ class JobDesk:
             Conflict: it has ended.
         """
         cancelled = self.store.cancel(name)
+        reached("cancel recorded")
         self._wake()
         return cancelled
 

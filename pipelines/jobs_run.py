@@ -4,7 +4,7 @@
 
 reads ``command.json`` (arguments, folder to work in), writes ``process.json`` (itself), adds to ``log.txt`` what the command prints, and
 leaves ``exit.json`` when it has ended. Signals to the group of processes reach the command; this process waits for what comes of them.
-Standard library and psutil alone, so that it starts at once.
+Standard library and psutil alone, beside the names of steps, so that it starts at once.
 """
 
 import json
@@ -17,6 +17,8 @@ from typing import Any, Final
 
 import psutil
 
+from scenemill.schemas.steps import reached
+
 COMMAND, PROCESS, EXIT, LOG = "command.json", "process.json", "exit.json", "log.txt"
 
 _ASKED_TO_END: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -27,10 +29,13 @@ def run_command(folder: Path) -> int:
     for number in _ASKED_TO_END:
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the command would inherit
     write_json(folder / PROCESS, {"pid": os.getpid(), "began": psutil.Process().create_time()})
+    reached("process known")
     told = json.loads((folder / COMMAND).read_text())
     with (folder / LOG).open("ab") as log:
         code = subprocess.call(told["arguments"], cwd=told["folder"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    reached("command ended")
     write_json(folder / EXIT, {"code": code})
+    reached("exit kept")
     return code
 
 

@@ -14,6 +14,7 @@ from scenemill.pipelines.jobs_specs import Command, make_command, results_left
 from scenemill.pipelines.jobs_store import JobStore
 from scenemill.schemas.errors import SceneMillError
 from scenemill.schemas.jobs import CANCELLED, FAILED, INTERRUPTED, QUEUED, RUNNING, SUCCEEDED, Job
+from scenemill.schemas.steps import reached
 
 _LOOK_S: Final = 0.25
 _FROM_OUTSIDE: Final = (130, -1, -2, -15)  # the shell's number for a keyboard's interrupt; hang-up, interrupt, termination
@@ -100,8 +101,10 @@ class JobWorker:
         held.process.clear()
         if not self._store.begin(job.id):
             return False
+        reached("job begun")
         try:
             held.process.start(self._command(job), self._home / "cache")
+            reached("process begun")
         except (SceneMillError, OSError, ValueError) as error:
             self._store.end(job.id, FAILED, f"could not be started: {error}")
             return False
@@ -118,9 +121,11 @@ class JobWorker:
         if not held.process.runs:
             held.process.end()  # what it left behind
             self._end(job, held.process)
+            reached("end recorded")
             del self._held[job.id]
         elif self._store.cancelling(job.id):
             held.process.ask_to_end()
+            reached("end asked")
             held.asked = held.asked or time.monotonic()
             if time.monotonic() - held.asked > self._grace_s:
                 held.process.end()

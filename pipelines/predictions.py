@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from scenemill.schemas.errors import SourceError
 from scenemill.schemas.labels import LABELS, Label
+from scenemill.schemas.steps import reached
 from scenemill.transforms import folders, npz
 from scenemill.transforms.publish import remove, write_whole
 
@@ -158,8 +159,10 @@ def write_prediction(
     files["segments.json"] = json.dumps(table).encode()
     if any(not (folder / name).is_file() or (folder / name).read_bytes() != data for name, data in files.items()):
         remove(folder / "segments.json")  # never beside maps of another prediction
+        reached("prediction withdrawn")
     for name, data in files.items():
         write_whole(folder / name, data)
+    reached("prediction written")
 
 
 def _entries(classes: Mapping[int, int], labels: Sequence[Label]) -> list[dict[str, int]]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import scenemill
 from scenemill.schemas import errors
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError
+from scenemill.schemas.steps import reached
 from scenemill.transforms.layout import CONVERSION, FORMAT
 from scenemill.validators.checks import CHECKS_VERSION
 
@@ -65,6 +66,7 @@ class Work(Generic[Group]):
             pq.write_table(table, self.folder / f"{number}-{place}.tmp")
             (self.folder / f"{number}-{place}.tmp").replace(self.folder / f"{number}-{place}.parquet")
         (self.folder / f"{number}.done").touch()
+        reached("group done")
         return number
 
     def _check_place(self) -> None:

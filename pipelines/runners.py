@@ -1,6 +1,7 @@
 """Running a function over groups of work, here or elsewhere. Keys, facts and receipts move; arrays never do."""
 
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from scenemill.pipelines.runner_options import LOCAL, RunnerConfig
 from scenemill.pipelines.runner_work import (
@@ -29,25 +31,28 @@ from scenemill.pipelines.runner_work import (
 from scenemill.schemas.errors import ConfigError
 
 
-def local_runner(options: PipelineOptions) -> fn_runner.FnApiRunner:
+def local_runner(options: PipelineOptions, processes: int) -> fn_runner.FnApiRunner:
     """Beam's runner on this machine, by construction: by name it would drop the options on the way to worker processes, and
     ``DirectRunner`` would first try to fetch another runner's binary."""
     provision = beam_provision_api_pb2.ProvisionInfo(
         pipeline_options=JobServiceHandle.encode_pipeline_options(options.get_all_options())
     )
-    return fn_runner.FnApiRunner(provision_info=fn_runner.ExtendedProvisionInfo(provision))
+    command = f"trap '' INT; exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
+    environment = SubprocessSDKEnvironment.from_command_string(command) if processes > 1 else None  # Ctrl+C is for the driver
+    return fn_runner.FnApiRunner(default_environment=environment, provision_info=fn_runner.ExtendedProvisionInfo(provision))
 
 
 def local_options(workers: int, *, threads: bool = False) -> PipelineOptions:
-    """One worker inside this process, several threads of it, or several processes."""
-    several = "multi_threading" if threads else "multi_processing"
-    return PipelineOptions(
+    """One worker inside this process, several threads of it, or several processes of ``local_runner``."""
+    options = PipelineOptions(
         [],  # none of the caller's own arguments
-        direct_running_mode=several if workers > 1 else "in_memory",
         direct_num_workers=workers,
         save_main_session=False,
         default_sdk_harness_log_level="ERROR",
     )
+    mode = "in_memory" if workers == 1 else "multi_threading" if threads else None  # None: the runner's own environment
+    options.view_as(DirectOptions).direct_running_mode = mode
+    return options
 
 
 def run_groups(
@@ -120,7 +125,7 @@ def run_here(label: str, work: Work[Group], todo: Sequence[tuple[int, Group]], w
     workers = min(workers, len(todo))
     options = local_options(workers, threads=threads)
     with _fail_fast(workers > 1 and not threads):
-        run_pipeline(label, work, todo, local_runner(options), options)
+        run_pipeline(label, work, todo, local_runner(options, 1 if threads else workers), options)
 
 
 def run_pipeline(

@@ -26,6 +26,7 @@ from scenemill.pipelines.schedule_times import intervals, latest_interval, make_
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, Conflict
 from scenemill.schemas.schedule import Interval, ScheduleConfig, parse_duration, stamp
+from scenemill.schemas.steps import reached
 
 if TYPE_CHECKING:
     from apscheduler.events import JobExecutionEvent
@@ -128,6 +129,7 @@ class Scheduler:
         due = self._due(schedule, since, now)
         if self._queue(schedule, due, now) and newest is not None and schedule.catch_up == "latest":
             self._say_passed(schedule, since, due[0].start)
+        reached("run queued")
         self._tell()
 
     def _due(self, schedule: ScheduleConfig, since: datetime, now: datetime) -> list[Interval]:
@@ -158,8 +160,10 @@ class Scheduler:
         if run is None:
             return None
         schedule = self._schedules[run.schedule]
+        reached("run begun")
         self._on_event(f"{_title(run)}: try {run.attempt}")
         result = self._try(schedule, run)
+        reached("conversion ended")
         if result.reason and run.attempt <= schedule.retries:
             ready = self._now() + parse_duration(schedule.retry_delay)
             self.runs.retry(run, result, ready)
@@ -167,6 +171,7 @@ class Scheduler:
             return "queued"
         state = "failed" if result.reason else "succeeded"
         self.runs.finish(run, result, self._now(), alert=_is_told(schedule, state))
+        reached("outcome recorded")
         self._on_event(f"{_title(run)}: {state}: {result.reason or _figures(result)}")
         self._tell()
         return state
@@ -181,8 +186,11 @@ class Scheduler:
 
     def _tell(self) -> None:
         while run := self.runs.claim_alert(list(self._schedules)):
+            reached("alert begun")
             outcome = send_alert(self._schedules[run.schedule].alerts, document(run))
+            reached("alert sent")
             self.runs.set_alert(run, outcome)
+            reached("alert recorded")
             self._on_event(f"{_title(run)}: alert {outcome}")
 
     def run_once(self) -> list[str]:

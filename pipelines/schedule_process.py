@@ -20,6 +20,7 @@ from typing import Any, Final
 from scenemill.pipelines.schedule_runs import Result
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import SceneMillError
+from scenemill.schemas.steps import reached
 
 _COMMAND: Final = (sys.executable, "-m", "scenemill.pipelines.schedule_process")
 _REASON: Final = 2000  # characters: an answer must fit into a pipe that nobody reads yet
@@ -59,6 +60,7 @@ def _exchange(process: "subprocess.Popen[bytes]", request: bytes, timeout_s: flo
     with suppress(BrokenPipeError, subprocess.TimeoutExpired):
         process.stdin.write(request)
         process.stdin.flush()
+        reached("conversion begun")
         process.wait(timeout_s)
     _end_group(process.pid)  # with what a killed process leaves of its workers
     process.wait()

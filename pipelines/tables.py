@@ -21,6 +21,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, NotPublished
 from scenemill.schemas.published import PREFIX, published_scores
+from scenemill.schemas.steps import reached
 from scenemill.schemas.tables import COUNTS, DEPTHS, FITS, RENDERS, SCORES
 
 TABLES: Final[Mapping[str, pa.Schema]] = {"counts": COUNTS, "depths": DEPTHS, "renders": RENDERS, "fits": FITS, "scores": SCORES}
@@ -52,12 +53,14 @@ def append_run(folder: Path, run: str, tables: Mapping[str, pa.Table]) -> None:
     """
     _check(run, tables)
     _create(folder)
+    reached("metric tables made")
     if _open(folder, "scores").transaction_version(run) is not None:
         return
     for name, schema in TABLES.items():
         rows = tables.get(name, schema.empty_table())
         if not _commit(folder, name, run, rows) and name != "scores":  # two attempts' scores differ, by their time
             _compare(folder, name, run, rows)
+        reached("metric rows committed")
 
 
 def datasets(folder: Path) -> dict[str, ds.Dataset]:

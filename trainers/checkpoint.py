@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from scenemill.schemas.errors import ConfigError, Corrupt
+from scenemill.schemas.steps import reached
 
 SUFFIXES: Final = (".pth", ".tlt")
 PREFIXES: Final = ("model.", "module.", "model.module.", "module.model.", "")
@@ -131,6 +132,7 @@ def point_latest(folder: Path, path: Path, name: str) -> Path:
     temporary.symlink_to(os.path.relpath(path.absolute(), folder.resolve()))
     temporary.replace(link)
     _sync_folder(folder)
+    reached("latest pointed")
     return link
 
 
@@ -218,14 +220,17 @@ def _written_whole(path: Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         with temporary.open("xb") as file:
+            reached("checkpoint begun")
             yield file
             file.flush()
             os.fsync(file.fileno())
+        reached("checkpoint written")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+    reached("checkpoint placed")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.labels import VOID
+from scenemill.schemas.steps import reached
 from scenemill.trainers.augment import IGNORE_LABEL
 from scenemill.trainers.collate import Batch
 from scenemill.trainers.metrics import STUFF, form_of
@@ -59,6 +60,7 @@ class Snapshots:
         for index in range(min(len(batch), SAMPLES - self._seen)):
             draw(batch, output, index)
             self._seen += 1
+            reached("scene watched")
 
     def _image(self, batch: Batch, output: Stage1Output, index: int) -> None:
         padded = (batch["image"].shape[-2], batch["image"].shape[-1])

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.schemas.steps import reached
 from scenemill.transforms.publish import write_whole
 
 _LOGINS: Final = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
@@ -48,6 +49,7 @@ class StatusLog:
             line["message"] = message
         with self._path.open("a") as file:
             file.write(json.dumps(line | more) + "\n")
+        reached("status told")
 
 
 class Curves:
@@ -74,6 +76,7 @@ class Curves:
             self._board.add_scalar(name, number, step)
         if self._wandb is not None and not self._copied:
             self._wandb.log(dict(numbers), step=step)
+        reached("point drawn")
 
     def close(self) -> None:
         """Write what is held back. While an exception is on its way, Weights & Biases is told that the run failed."""

@@ -18,6 +18,7 @@ import torch
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.schemas.steps import reached
 from scenemill.trainers.batches import SceneDataset, SceneLoader
 from scenemill.trainers.checkpoint import checkpoint_name, find_resume, load_checkpoint, point_latest, save_checkpoint
 from scenemill.trainers.collate import Batch
@@ -253,6 +254,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.step, self.place = self.step + 1, self.loader.state
         self.whole = True
+        reached("step taken")
         return {"train_loss": float(total.detach()), **{name: float(loss.detach()) for name, loss in losses.items()}}
 
     def _clip(self) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from scenemill.schemas.errors import Corrupt
 from scenemill.schemas.places import Place
 from scenemill.schemas.sample import Sample
+from scenemill.schemas.steps import reached
 from scenemill.schemas.tables import FINDINGS, SAMPLES, Finding, table_of
 from scenemill.transforms import publish
 from scenemill.transforms.layout import CONVERSION, FORMAT, Layout, hash_of, shard_path, to_bytes
@@ -224,16 +225,16 @@ class PartWriter:
         files: dict[str, Mapping[str, Any]] = {}
         for field, shard in self._shards.items():
             files[shard_path(field, self._part.slot)] = shard.close()
-        publish.reached("shards written")
+        reached("shards written")
         for field, shard in self._shards.items():
             path = shard_path(field, self._part.slot)
             publish.place(shard.path, self._store / path, files[path]["sha256"])
-            publish.reached("shard placed")
+            reached("shard placed")
         for name, schema, rows in (("samples", SAMPLES, self._rows), ("findings", FINDINGS, self._findings)):
             path = f"parts/{self._part.id}/{name}.parquet"
             written = write_rows(self._store / path, table_of(schema, rows))
             files[path] = {"size_byte": written["size_byte"], "sha256": written["sha256"]}
-        publish.reached("part tables written")
+        reached("part tables written")
         receipt = Receipt(
             id=self._part.id,
             slot=self._part.slot,
@@ -247,5 +248,5 @@ class PartWriter:
             files=files,
         )
         publish.write_whole(part_folder(self._store, self._part.id) / "receipt.json", to_bytes(asdict(receipt)))
-        publish.reached("receipt written")
+        reached("receipt written")
         return receipt

@@ -4,8 +4,8 @@ in a store.
 In an object store nothing is locked and nothing renamed: every object is created where none is, and of several runs the first to
 swap the root document wins (``objects.py``). What a run needs of a disk meanwhile is in a folder of this machine.
 
-Bytes come first and are flushed; then the number that says they exist. ``reached`` names the moments between; the fault tests kill
-the process at every one of them and compare what a second run makes of it with an unbroken run.
+Bytes come first and are flushed; then the number that says they exist. ``reached`` names the moments between (``schemas/steps.py``); the
+fault tests kill the process at every one of them and compare what a second run makes of it with an unbroken run.
 """
 
 import errno
@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from uuid import uuid4
 
 from scenemill.schemas.errors import ConfigError, Conflict
 from scenemill.schemas.places import Place, Remote
+from scenemill.schemas.steps import reached
 
 WORK: Final = ".work"
 """Folder for files not yet placed, below the store; whatever a killed run leaves there is removed by the next."""
@@ -34,33 +34,6 @@ _FENCE: Final = ".scenemill.fence"
 _RUN: Final = "run"
 _PATIENCE_S: Final = 120.0
 _TRIES: Final = 8
-
-STEPS: Final = (
-    "lock taken",
-    "sums written",
-    "shards written",
-    "shard placed",
-    "part tables written",
-    "receipt written",
-    "tables written",
-    "array documents written",
-    "version written",
-    "swapped",
-    "run written",
-)
-
-
-def reached(step: str) -> None:
-    """Mark a step; with ``SCENEMILL_KILL_AT=STEP`` or ``STEP:N`` the process dies here, the N-th time it comes by (fault tests)."""
-    assert step in STEPS, step
-    name, _, times = os.environ.get("SCENEMILL_KILL_AT", "").partition(":")
-    if name == step:
-        _passed.append(step)
-        if len(_passed) >= int(times or 1):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-_passed: list[str] = []
 
 
 def disk_of(store: Place) -> Path:
@@ -199,8 +172,10 @@ def write_whole(path: Place, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    reached("file flushed")
     temporary.replace(path)  # replace, not rename: rename fails on Windows when the target exists
     _sync_folder(path.parent)
+    reached("file placed")
 
 
 def lengthen(path: Place, document: bytes) -> None:

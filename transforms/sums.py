@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from scenemill.schemas.errors import Corrupt, SourceError, TransientError
 from scenemill.schemas.places import Place, Remote, Status
+from scenemill.schemas.steps import reached
 from scenemill.transforms import publish
 from scenemill.transforms.folders import sha256
 from scenemill.transforms.rows import read_rows, to_parquet
@@ -144,4 +145,4 @@ def remember(store: Place, sums: Mapping[str, Sums]) -> None:
     for old in _memories(store):
         if old != path:
             publish.remove(old)
-    publish.reached("sums written")
+    reached("sums written")

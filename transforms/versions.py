@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError, Corrupt, StoreError
 from scenemill.schemas.places import Place, Remote
+from scenemill.schemas.steps import reached
 from scenemill.transforms import publish
 from scenemill.transforms.folders import sha256
 from scenemill.transforms.layout import (
@@ -136,7 +137,7 @@ def publish_version(store: Place, draft: Draft, expected: bytes | None) -> str:
     version = hash_of(dict(draft.manifest))
     _write_version(store, draft, rows, document, version)
     publish.swap(store / ROOT, document, expected)
-    publish.reached("swapped")
+    reached("swapped")
     return version
 
 
@@ -146,12 +147,12 @@ def _write_version(store: Place, draft: Draft, rows: int, document: bytes, versi
         publish.write_whole(store / path, data)
     if draft.layout.frustum:
         publish.write_whole(store / FRUSTUM / ROOT, to_bytes(frustum_document(draft.layout)))
-    publish.reached("tables written")
+    reached("tables written")
     for field in draft.layout.fields:  # for readers that open one array alone: larger first, so that no published row is cut off
         publish.lengthen(store / field.name / ROOT, to_bytes(array_document(draft.layout, field, rows)))
-    publish.reached("array documents written")
+    reached("array documents written")
     publish.write_whole(store / "versions" / f"{version}.json", document)
-    publish.reached("version written")
+    reached("version written")
 
 
 def restore_documents(store: Place, draft: Draft, version: str) -> None:

@@ -45,7 +45,7 @@ class Mill:
         return int(self._server.stdout.readline())
 
     def start(self, *args: object, kill_at: str = "") -> int:
-        """Start a command; it kills itself at a step of ``publish.STEPS`` if one is named. Returns its process id."""
+        """Start a command; it kills itself at a step of ``STEPS`` if one is named. Returns its process id."""
         self._started += 1
         log = self._logs / f"{self._started}.txt"
         pid = self._ask({"args": [str(arg) for arg in args], "env": {"SCENEMILL_KILL_AT": kill_at}, "log": str(log)})

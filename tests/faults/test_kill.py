@@ -17,14 +17,14 @@ import pytest
 from scenemill.pipelines import ingest as pipeline
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import StoreError
+from scenemill.schemas.steps import STEPS
 from scenemill.transforms.parts import Receipt
-from scenemill.transforms.publish import STEPS
 from scenemill.transforms.versions import prepare
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Mill
 
-KILLS: Final = (*STEPS, "shard placed:4", "shard placed:13", "part tables written:2", "receipt written:2")
+KILLS: Final = (*STEPS["ingest"], "shard placed:4", "shard placed:13", "part tables written:2", "receipt written:2")
 ROUNDS: Final = 5
 KILLS_PER_ROUND: Final = 4
 WORKER_STEPS: Final = ("shards written", "shard placed:3", "part tables written", "receipt written")
@@ -37,7 +37,8 @@ def finished_files(store: Path) -> dict[str, int]:
 
 
 def publishes(step: str) -> bool:
-    return STEPS.index(step.partition(":")[0]) >= STEPS.index("swapped")
+    steps = STEPS["ingest"]
+    return steps.index(step.partition(":")[0]) >= steps.index("swapped")
 
 
 @pytest.mark.parametrize("kill_at", KILLS)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from scenemill.schemas.errors import SourceError
+from scenemill.schemas.steps import reached
 
 _BINARY: Final = b"PXR-USDC"
 _HEAD: Final = 88
@@ -72,6 +73,7 @@ def _in_place(path: Path) -> Iterator[Any]:
         layer.Reload(True)  # whoever else holds it shall not see half of what was meant
         raise
     layer.Save()
+    reached("layer saved")
 
 
 def _as_text(path: Path) -> Iterator[Any]:
@@ -116,7 +118,9 @@ def _open_beside_structure(path: Path) -> Any:
         live, end = os.pread(handle, _PLACE.size, _STRUCTURE_AT), os.fstat(handle).st_size
         structure = _moved_structure(path, handle, live, end)
         os.pwrite(handle, structure.data, end)
+        reached("structure copied")
         os.pwrite(handle, _PLACE.pack(structure.table_at), _STRUCTURE_AT)
+        reached("head moved")
         try:
             return _opened(path)
         except SourceError:
@@ -124,6 +128,7 @@ def _open_beside_structure(path: Path) -> Any:
             raise
         finally:
             os.pwrite(handle, live, _STRUCTURE_AT)
+            reached("head restored")
     finally:
         os.close(handle)
 
