@@ -19,10 +19,13 @@ from scenemill.pipelines import (
     cli_view,
 )
 from scenemill.pipelines.cli_fit import fit
-from scenemill.pipelines.terminal import fail, want
+from scenemill.pipelines.terminal import fail, leave, want
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
 
 _INTERRUPTED: Final = 130  # of the shell, for a command that was stopped from the keyboard
+_RESUMED: Final = frozenset(("ingest", "train", "tune", "evaluate", "inference", "score", "fit", "demo"))
+"""Verbs that go on where they were stopped."""
+
 _OF_PLACES: Final = frozenset(
     (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 )
@@ -53,7 +56,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0
         if code == _INTERRUPTED:
-            fail(KeyboardInterrupt("stopped; finished work is kept: run the same command again to go on"), code)
+            kept = "what is finished is kept; run the same command again to go on" if _RESUMED & set(sys.argv) else "by Ctrl+C"
+            leave("Stopped", kept, code)
         sys.exit(code)
     except (TooManyRejected, Corrupt, SourceError) as error:
         fail(error, 3)

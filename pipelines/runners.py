@@ -2,11 +2,15 @@
 
 import os
 import shlex
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Final
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
@@ -30,15 +34,17 @@ from scenemill.pipelines.runner_work import (
 )
 from scenemill.schemas.errors import ConfigError
 
+_SIGNAL_S: Final = 0.2  # from a worker's end to the signal that ended it being seen here as well
 
-def local_runner(options: PipelineOptions, processes: int) -> fn_runner.FnApiRunner:
+
+def local_runner(options: PipelineOptions, processes: int = 1) -> fn_runner.FnApiRunner:
     """Beam's runner on this machine, by construction: by name it would drop the options on the way to worker processes, and
     ``DirectRunner`` would first try to fetch another runner's binary."""
     provision = beam_provision_api_pb2.ProvisionInfo(
         pipeline_options=JobServiceHandle.encode_pipeline_options(options.get_all_options())
     )
-    command = f"trap '' INT; exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
-    environment = SubprocessSDKEnvironment.from_command_string(command) if processes > 1 else None  # Ctrl+C is for the driver
+    command = f"exec {shlex.quote(sys.executable)} -m scenemill.pipelines.runner_process"
+    environment = SubprocessSDKEnvironment.from_command_string(command) if processes > 1 else None
     return fn_runner.FnApiRunner(default_environment=environment, provision_info=fn_runner.ExtendedProvisionInfo(provision))
 
 
@@ -142,22 +148,36 @@ def spread_work(label: str, work: Callable[[Any], Any], groups: beam.PCollection
 
 
 class _fail_fast:
-    """End the process at once when a worker process is gone: Beam would wait for it for ever."""
+    """End the process at once when a worker process is gone: Beam would wait for it for ever.
+
+    Ctrl+C ends the workers too. That they go is then no failure, and this process ends as any that is interrupted.
+    """
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
-        self._before: Any = None
+        self._interrupted = False
+        self._undo = ExitStack()
 
     def __enter__(self) -> None:
-        if self._enabled:
-            self._before, threading.excepthook = threading.excepthook, _end_process
+        if not self._enabled:
+            return
+        before, threading.excepthook = threading.excepthook, self._end_process
+        self._undo.callback(setattr, threading, "excepthook", before)
+        if threading.current_thread() is threading.main_thread():
+            self._undo.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, self._interrupt))
 
     def __exit__(self, *error: object) -> None:
-        if self._enabled:
-            threading.excepthook = self._before
+        self._undo.close()
 
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        signal.default_int_handler(number, frame)
 
-def _end_process(args: threading.ExceptHookArgs) -> None:
-    cause = f"{type(args.exc_value).__name__}: {args.exc_value}".splitlines()[0][:200]
-    print(f"\na worker process is gone ({cause}); run the same command again: finished parts are kept", file=sys.stderr, flush=True)
-    os._exit(1)
+    def _end_process(self, args: threading.ExceptHookArgs) -> None:
+        time.sleep(_SIGNAL_S)
+        if self._interrupted:
+            return
+        cause = f"{type(args.exc_value).__name__}: {args.exc_value}".splitlines()[0][:200]
+        line = f"\na worker process is gone ({cause}); run the same command again: finished parts are kept"
+        print(line, file=sys.stderr, flush=True)
+        os._exit(1)

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -43,15 +44,19 @@ def say(document: Any, as_json: bool, lines: Callable[["Console"], None]) -> Non
         lines(console_of())
 
 
-def fail(error: BaseException, code: int) -> NoReturn:
-    """Say what went wrong, and leave."""
+def fail(error: Exception, code: int) -> NoReturn:
+    """Say what went wrong, with ``verbose`` where it did, and leave."""
+    if _wanted["verbose"]:
+        traceback.print_exception(error)
+    leave(type(error).__name__, str(error), code)
+
+
+def leave(what: str, message: str, code: int) -> NoReturn:
+    """End the process with a message: a line for a person, or a document for machines."""
     from rich.markup import escape
 
     if "--json" in sys.argv:
-        print(json.dumps({"error": type(error).__name__, "message": str(error), "exit": code}))
+        print(json.dumps({"error": what, "message": message, "exit": code}))
     else:
-        named = f"[bold red]{type(error).__name__}[/]: {escape(str(error))}"
-        console_of(stderr=True).print(named, highlight=False, soft_wrap=True)
-    if _wanted["verbose"]:
-        raise error
+        console_of(stderr=True).print(f"[bold red]{what}[/]: {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(code)
