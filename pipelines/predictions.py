@@ -116,7 +116,7 @@ def _classes(table: Mapping[str, Any], name: str) -> dict[int, int]:
         segment, label = (entry.get("id"), entry.get("category_id")) if isinstance(entry, dict) else (None, None)
         if type(segment) is not int or segment <= 0 or segment in classes:
             raise SourceError("container", f"{name} with the id {str(segment)[:40]!r}", "whole numbers above 0, each once")
-        if label not in known:
+        if type(label) is not int or label not in known:
             raise SourceError("label_known", f"{name} with the category_id {str(label)[:40]!r}", f"0 to {max(known)}")
         classes[segment] = label
     return classes

@@ -24,6 +24,8 @@ _GZIP_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 _NPY_MAGIC: Final = b"\x93NUMPY"
 _NPY_LENGTH_BYTE: Final = {b"\x01\0": 2, b"\x02\0": 4}  # of the header's own length, by version
 _LONGEST_HEADER: Final = 4096
+_MOST_AXES: Final = 32
+_LARGEST_BYTE: Final = 1 << 62  # NumPy makes no array above this, not even where an axis of no length leaves it empty
 _HEADER: Final = re.compile(
     r"\{ *'descr': *'([^']{1,16})', *'fortran_order': *(True|False), *'shape': *\(((?:\d{1,18}, *)*\d{0,18})\),? *\}\s*\Z"
 )
@@ -261,6 +263,8 @@ def _read_header(stream: io.BufferedIOBase) -> ArrayHeader:
     except TypeError as error:
         raise SourceError("dtype", repr(found[1]), "numbers") from error
     shape = tuple(int(size) for size in found[3].split(",") if size.strip())
+    if len(shape) > _MOST_AXES or math.prod(filter(None, shape)) * dtype.itemsize > _LARGEST_BYTE:
+        raise SourceError("shape", str(shape)[:80], f"at most {_MOST_AXES} axes, and values that memory can be addressed for")
     return ArrayHeader(dtype, shape, found[2] == "True", math.prod(shape) * dtype.itemsize)
 
 

@@ -22,6 +22,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from scenemill.pipelines.predictions import Prediction, read_prediction, write_prediction
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.tables import FINDINGS, Finding, table_of
 from scenemill.transforms import folders, images, npz
@@ -213,6 +214,29 @@ def test_strange_npy_header_is_refused(header: str) -> None:
     for read in (read_small, volume_of):
         with pytest.raises(SourceError):
             read(data)
+
+
+ENDLESS: Final = ("(0, 999999999999999999, 999999999999999999)", f"({'1, ' * 70})")
+
+
+@pytest.mark.parametrize("shape", ENDLESS, ids=["no array of no bytes", "seventy axes"])
+def test_shape_that_numpy_cannot_make_is_refused(shape: str) -> None:
+    body = b"" if "0" in shape else b"x"
+    member = npy_of(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n", body)
+    with pytest.raises(SourceError):
+        npz.read_npy(member, None, ("uint8",))
+    with pytest.raises(SourceError):
+        npz.read_array(archive({"data.npy": member}), "data", None, ("uint8",))
+
+
+@pytest.mark.parametrize("category", [[], {}, True, 1.0, None, "1"], ids=repr)
+def test_segment_of_what_is_no_class_is_refused(category: object, tmp_path: Path) -> None:
+    prediction = Prediction(np.ones((2, 2), np.int32), {1: 1}, np.ones((2, 2), np.float32))
+    write_prediction(tmp_path, "scene/0001", prediction)
+    table = tmp_path / "scene_0001" / "segments.json"
+    table.write_text(json.dumps({"segments_2d": [{"id": 1, "category_id": category}]}))
+    with pytest.raises(SourceError):
+        read_prediction(tmp_path, "scene/0001", 64)
 
 
 @pytest.mark.parametrize("version", [b"\x00\x00", b"\x03\x00", b"\x01\x01", b"\xff\xff"])
