@@ -233,8 +233,9 @@ def _parse(text: str, is_json: bool = False) -> Any:
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         told = ", ".join(part for part in (error.context, error.problem) if part)
         raise ValueError(f"not a spec in YAML: {told}{where}") from error
-    except (ValueError, TypeError, OverflowError, yaml.YAMLError) as error:  # such as the 31st of February
-        raise ValueError(f"not a spec in YAML: {str(error).splitlines()[0]}") from error
+    except (ValueError, TypeError, OverflowError, LookupError, AttributeError, yaml.YAMLError) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0]  # such as the 31st of February, or "!!int ''"
+        raise ValueError(f"not a spec in YAML: {told}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

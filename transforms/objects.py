@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 _URI: Final = re.compile(r"(\w[\w+.-]*)://([^/]*)/*(.*)\Z", re.DOTALL)
 _TAKEN_FOR_PATHS: Final = tuple((f"{scheme}:",) for scheme in SCHEMES)
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]\Z")
-_ODD: Final = re.compile(
-    r"[\x00-\x1f\x7f\\%#?*\[\]{}|^`<>\"]"
-)  # mean something to shells, addresses or the library, or are invisible
+_ODD: Final = re.compile(r"[\\%#?*\[\]{}|^`<>\"]")  # mean something to shells, addresses or the library
 _KEY_BYTE: Final = 1024  # of both services
 _ONE_PUT_BYTE: Final = 5 << 30  # of S3: the largest object that one conditional write can carry
 _PAGE: Final = 1000  # of both services: the most keys in one answer
@@ -268,7 +266,8 @@ class ObjectRanges:
 
 def _checked(scheme: str, bucket: str, key: str) -> ObjectPath:
     parts = key.split("/") if key else []
-    if any(part in ("", ".", "..") or _ODD.search(part) for part in parts) or len(key.encode(errors="replace")) > _KEY_BYTE:
+    odd = any(part in ("", ".", "..") or _ODD.search(part) or not part.isprintable() for part in parts)
+    if odd or len(key.encode(errors="replace")) > _KEY_BYTE:
         raise ConfigError(f"{scheme}://{bucket}: {key[:200]!r} is no key for scenemill; give plain names between slashes")
     return ObjectPath(scheme, bucket, key)
 

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from scenemill.pipelines.predictions import Prediction, read_prediction, write_prediction
+from scenemill.pipelines.specs import read_spec
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.tables import FINDINGS, Finding, table_of
 from scenemill.transforms import folders, images, npz
+from scenemill.transforms.objects import place_of
 from scenemill.transforms.parts import finding_rows
 from scenemill.transforms.sources import Listed, Source, find_unlisted, list_samples, open_source, read_sample
 
@@ -644,3 +646,21 @@ def test_scene_folder_with_a_name_that_is_no_text_can_be_told_of(worlds: tuple[P
     sample, _ = read_sample(Source("front3d", root, 64, SIZE), listed[0])
     rows = finding_rows(sample, found, rejected=False)
     assert len(found) == 1 and table_of(FINDINGS, rows).num_rows == 1
+
+
+# what people write
+
+
+@pytest.mark.parametrize("text", ["a: !!timestamp x", "a: !!bool maybe", "a: !!int ''", "a: !!float ''", "!!timestamp b: 1"])
+def test_tag_that_its_value_does_not_fit_is_told(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a spec in YAML"):
+        read_spec(text)
+
+
+@pytest.mark.parametrize("odd", ["\u202e", "\udcff", "\u200b", "\u2028", "\x85", "\xa0", "\ufeff", "\n", "\0"], ids=ascii)
+def test_invisible_character_is_in_no_key(odd: str) -> None:
+    for place in (f"s3://bucket/a{odd}/b", f"gs://bucket/{odd}"):
+        with pytest.raises(ConfigError):
+            place_of(place)
+    with pytest.raises(ConfigError):
+        place_of("s3://bucket/a") / f"b{odd}"
