@@ -50,7 +50,7 @@ def show(
     if png is not None:
         from scenemill.pipelines.sheet import write_sheet
 
-        write_sheet(opened.read(key), opened.layout.source, png)
+        write_sheet(opened.read(key), opened.layout, png)
     say(opened.facts(key), as_json, lambda console: print_sample(console, opened, key, png))
 
 

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from scenemill.schemas.errors import SourceError
 from scenemill.schemas.fields import FRONT3D_FORM
+from scenemill.schemas.labels import Label
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import FINDINGS, SAMPLES, Finding, table_of
 from scenemill.transforms import folders, geometry, npz
+from scenemill.transforms.own_forms import check_own
 from scenemill.transforms.parts import finding_rows, sample_row
 from scenemill.transforms.sources import Listed, Source, read_sample
-from scenemill.validators.checks import check_sample
+from scenemill.validators.checks import CHECKS_VERSION, check_sample
 from scenemill.validators.measures import Rules
 
 FRUSTUM_FILE = "meta/frustum_mask.npz"
@@ -48,7 +50,19 @@ def rules_of(source: Source) -> Rules:
         centre = geometry.camera_index(source.name, sample["intrinsics"], size, source.grid)
         return geometry.back_project(sample["depth"], sample["intrinsics"], centre, source.grid)
 
-    return Rules(source.name, source.grid, source.image, read_frustum(source)[0], locate)
+    own = (source.own.labels, source.own.fields) if source.own else ()
+    return Rules(source.name, source.grid, source.image, read_frustum(source)[0], locate, *own)
+
+
+def checks_of(source: Source) -> str:
+    """The version of all that judges a source's samples, and for one of one's own of the code that reads them too."""
+    own = source.own
+    return f"{CHECKS_VERSION}+{own.name}-{own.version}-{source.digest[:16]}" if own else CHECKS_VERSION
+
+
+def own_labels_of(source: Source) -> tuple[Label, ...] | None:
+    """The classes of a source of one's own; None for a built-in one."""
+    return source.own.labels if source.own else None
 
 
 _held = threading.local()
@@ -71,6 +85,8 @@ def examine(source: Source, listed: Listed) -> tuple[Sample, list[Finding], dict
     sample, findings = read_sample(source, listed, _arrays_of(source))
     found, measured = check_sample(sample, rules_of(source))
     findings = findings + found
+    if source.own and not any(finding.blocks for finding in findings):
+        findings = findings + list(check_own(source.own, sample))
     blocked = any(finding.blocks for finding in findings)
     return sample, findings, {} if blocked else measured.facts()
 

@@ -14,7 +14,7 @@ from scenemill.pipelines.examine import read_frustum
 from scenemill.pipelines.runners import run_groups
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.fields import VIEWS
+from scenemill.schemas.fields import VIEWS, is_reference
 from scenemill.schemas.tables import FINDINGS, SAMPLES, Finding, table_of
 from scenemill.transforms import sums
 from scenemill.transforms.layout import Layout
@@ -72,6 +72,8 @@ def read_folder(
     root = find_root(config.source, config.input)
     listed, findings = list_samples(config.source, root, config.splits)
     if not listed:
+        if is_reference(config.source):
+            raise ConfigError(f"0 samples under {root}: list_samples of {config.source} gives none; is it the right folder?")
         expected = "<i>_rgb.png" if config.source == VIEWS else "data/<scene>/rgb_*"
         raise ConfigError(f"0 samples in the split lists under {root}; expected {expected} and lists that name them")
     everything = listed

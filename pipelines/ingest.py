@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scenemill.pipelines.examine import examine, read_frustum
+from scenemill.pipelines.examine import checks_of, examine, read_frustum
 from scenemill.pipelines.folder import (
     LIST_CHECKS,
     Folder,
@@ -44,7 +44,6 @@ from scenemill.transforms.versions import (
     restore_root,
 )
 from scenemill.transforms.view_folders import FOLDER_CHECKS
-from scenemill.validators.checks import CHECKS_VERSION
 from scenemill.validators.suites import Expected, expect
 
 
@@ -221,7 +220,7 @@ def _build(
             config.workers,
             lambda done: on_progress("Building parts", before + done, len(plan.parts)),
             runner=runner,
-            seen=[folder.source.root] if isinstance(folder.source.root, Path) else [],
+            seen=[place for place in (folder.source.root, folder.source.code) if isinstance(place, Path)],
         ):
             pass
     receipts = [finished_part(store, part.id) for part in plan.parts]
@@ -250,7 +249,15 @@ def _draft(store: Place, folder: Folder, plan: Plan, receipts: Sequence[Receipt]
     ordered = sort_findings(pa.concat_tables(findings))
     slots = max((part.slot + 1 for part in plan.parts), default=base.manifest["slots"] if base else 0)
     return draft_version(
-        base, plan.layout, CHECKS_VERSION, receipts, store, samples, ordered, slots, encode_frustum(read_frustum(folder.source)[0])
+        base,
+        plan.layout,
+        checks_of(folder.source),
+        receipts,
+        store,
+        samples,
+        ordered,
+        slots,
+        encode_frustum(read_frustum(folder.source)[0]),
     )
 
 
@@ -291,8 +298,9 @@ def _publish(config: IngestConfig, plan: Plan, draft: Draft, outcome: Outcome, r
     """Judge the table as a whole, then publish or stop."""
     store = config.output
     assert store is not None
+    own_labels = draft.layout.own_labels if draft.layout.own_fields else None
     with run.stage("judge"), run.writing(store) as folder:
-        expected = expect(config.source, draft.samples, folder) if draft.samples.num_rows else Expected(0, 0, ())
+        expected = expect(draft.layout.source, draft.samples, folder, own_labels) if draft.samples.num_rows else Expected(0, 0, ())
     problem = _stop_reason(config, outcome, expected)
     if problem:
         run.write(store, replace(outcome, outcome="stopped"), expected, findings=outcome.findings)

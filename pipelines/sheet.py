@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from scenemill.schemas.fields import Field, fields_of
+from scenemill.schemas.fields import SOURCES, Field, fields_of
 from scenemill.schemas.labels import LABELS, Label
 from scenemill.schemas.sample import Sample
+from scenemill.transforms.layout import Layout
 
 SIDE: Final = 384
 """Width and height of a slice of a volume, in pixels: a multiple of most grids."""
@@ -34,6 +35,9 @@ _PAPER: Final = (255, 255, 255)
 _STRANGE: Final = (255, 0, 255)
 _UNSEEN: Final = (40, 40, 44)
 _AIR: Final = 4  # voxels around the labelled ones: the band of weights reaches 3 beyond a surface
+
+KNOWN: Final = frozenset(field.name for source in SOURCES for field in fields_of(source))
+"""Fields of the built-in sources; only a source of one's own has others."""
 
 Colors = NDArray[np.uint8]
 Color = tuple[int, int, int]
@@ -77,17 +81,19 @@ VIEWS: Final = (
 )
 
 
-def write_sheet(sample: Sample, source: str, path: Path) -> None:
-    """Write the contact sheet of a sample as a PNG."""
-    contact_sheet(sample, source).save(path, format="PNG")
+def write_sheet(sample: Sample, layout: Layout, path: Path) -> None:
+    """Write the contact sheet of a sample of a store as a PNG."""
+    contact_sheet(sample, layout.source, layout.own_fields, layout.labels).save(path, format="PNG")
 
 
-def contact_sheet(sample: Sample, source: str) -> Image.Image:
+def contact_sheet(sample: Sample, source: str, own_fields: Sequence[Field] = (), labels: Sequence[Label] = LABELS) -> Image.Image:
     """The contact sheet of a sample: images, legend, and three slices of every volume.
 
     Args:
         sample: as stored; fields it lacks are left out. What ``facts`` holds is told in the title.
         source: one of ``schemas.fields.SOURCES``.
+        own_fields: of a source of one's own; () for a built-in one.
+        labels: names and colours of classes.
 
     Returns:
         RGB, 1400 pixels wide.
@@ -95,13 +101,13 @@ def contact_sheet(sample: Sample, source: str) -> Image.Image:
     Raises:
         ConfigError: no such source.
     """
-    fields = {field.name: field for field in fields_of(source) if field.name in sample}
-    rows = [_title(sample), _images(sample, fields), _legend(_classes(sample))]
+    fields = {field.name: field for field in own_fields or fields_of(source) if field.name in sample}
+    rows = [_title(sample, own=bool(own_fields)), _images(sample, fields, labels), _legend(_classes(sample, labels))]
     volumes = [field for field in fields.values() if field.name in ("geometry", "semantic_3d", "weighting")]
     if volumes:
         known = sample["semantic_3d"] if "semantic_3d" in fields else np.zeros_like(sample[volumes[0].name], np.uint8)
         cut = cut_of(known)
-        rows.extend(_volume(sample[field.name], field, cut) for field in volumes)
+        rows.extend(_volume(sample[field.name], field, cut, labels) for field in volumes)
     return _below([row for row in rows if row.height], MARGIN, MARGIN)
 
 
@@ -165,9 +171,9 @@ def label_colors(labels: NDArray[Any], known: Sequence[Label] = LABELS) -> Color
     return colors
 
 
-def voxel_colors(labels: NDArray[Any]) -> Colors:
+def voxel_colors(labels: NDArray[Any], known: Sequence[Label] = LABELS) -> Colors:
     """Classes of voxels in the same colours; free space is light, for some of the colours are nearly black."""
-    return np.where((labels == 0)[..., None], np.array(FREE, np.uint8), label_colors(labels))
+    return np.where((labels == 0)[..., None], np.array(FREE, np.uint8), label_colors(labels, known))
 
 
 def instance_colors(instances: NDArray[Any]) -> Colors:
@@ -213,15 +219,15 @@ def weight_colors(weights: NDArray[Any], most: int) -> Colors:
     return ramp(np.log(np.maximum(weights, 1)) / np.log(max(most, 2)))
 
 
-def _title(sample: Sample) -> Image.Image:
-    return _below([_text(sample.key, _TITLE), _text(_facts(sample.facts), _SMALL, _FAINT)], 8)
+def _title(sample: Sample, *, own: bool) -> Image.Image:
+    return _below([_text(sample.key, _TITLE), _text(_facts(sample.facts, own), _SMALL, _FAINT)], 8)
 
 
-def _facts(facts: Mapping[str, Any]) -> str:
+def _facts(facts: Mapping[str, Any], own: bool) -> str:
     """What is known of the sample, in one line."""
     told: tuple[tuple[str, Callable[[], str]], ...] = (
         ("split", lambda: f"split {facts['split'] or 'unknown'}"),
-        *(_facts_of_object(facts) if facts.get("grid") == 0 else _facts_of_room(facts)),
+        *(_facts_of_own(facts) if own else _facts_of_object(facts) if facts.get("grid") == 0 else _facts_of_room(facts)),
         ("warnings", lambda: f"{facts['warnings']} warnings"),
     )
     return "  |  ".join(say() for name, say in told if facts.get(name) is not None)
@@ -244,19 +250,31 @@ def _facts_of_object(facts: Mapping[str, Any]) -> tuple[tuple[str, Callable[[], 
     )
 
 
+def _facts_of_own(facts: Mapping[str, Any]) -> tuple[tuple[str, Callable[[], str]], ...]:
+    return (
+        ("depth_max_m", lambda: f"{_depth_range(facts, 'm')}, {facts['depth_valid_share']:.1%} valid"),
+        (
+            "classes_2d",
+            lambda: f"{sum(label > 0 for label in facts['classes_2d'])} classes, {facts['things_2d']} things in the image",
+        ),
+    )
+
+
 def _depth_range(facts: Mapping[str, Any], unit: str) -> str:
     return f"depth {facts['depth_min_m']:.2f} to {facts['depth_max_m']:.2f} {unit}"
 
 
-def _images(sample: Sample, fields: Mapping[str, Field]) -> Image.Image:
-    """The image row: colour, depth, classes, instances, and the room of the view; of an object its mask and normals."""
+def _images(sample: Sample, fields: Mapping[str, Field], labels: Sequence[Label]) -> Image.Image:
+    """The image row: colour, depth, classes, instances, and the room of the view; of an object its mask and normals; and what a
+    source of one's own has besides."""
     room = "room_mask" if "room_mask" in fields else "room"
     of_object = ("semantic", "instance", "depth", "normals") if "camera_transform" in fields else ()
     names = [name for name in ("rgb", *(of_object or ("depth", "semantic_2d", "instance_2d", room))) if name in fields]
-    width = 320 if len(names) <= 4 else 256
+    names += [name for name, field in fields.items() if name not in KNOWN and field.axes == ("row", "column")]
+    width = 320 if len(names) <= 4 else min(256, (WIDTH - 2 * MARGIN) // len(names) - 12)
     panels = []
     for name in names:
-        colors, detail, bar = _image_colors(sample[name], fields[name])
+        colors, detail, bar = _image_colors(sample[name], fields[name], labels)
         height = round(width * colors.shape[0] / colors.shape[1])
         picture = _scaled(colors, width, height, smooth=name == "rgb")
         if name == "instance_2d":
@@ -265,7 +283,7 @@ def _images(sample: Sample, fields: Mapping[str, Field]) -> Image.Image:
     return _beside(panels, (WIDTH - 2 * MARGIN - width * len(panels)) // max(1, len(panels) - 1))
 
 
-def _image_colors(array: NDArray[Any], field: Field) -> tuple[Colors, str, Image.Image | None]:
+def _image_colors(array: NDArray[Any], field: Field, labels: Sequence[Label]) -> tuple[Colors, str, Image.Image | None]:
     """Colours of one image-shaped field, what to say of it, and its scale."""
     if field.name == "rgb":
         return array, f"{array.shape[1]} x {array.shape[0]} pixels", None
@@ -274,7 +292,7 @@ def _image_colors(array: NDArray[Any], field: Field) -> tuple[Colors, str, Image
     if field.name == "depth":
         return _depth_panel(array, field)
     if field.name == "semantic_2d":
-        return label_colors(array), f"{len(np.unique(array[array > 0]))} classes", None
+        return label_colors(array, labels), f"{len(np.unique(array[array > 0]))} classes", None
     if field.name == "semantic":
         share = np.count_nonzero(array) / array.size
         return instance_colors(array), f"mask: {share:.1%} of the image; labels: {len(np.unique(array[array > 0]))}", None
@@ -282,7 +300,17 @@ def _image_colors(array: NDArray[Any], field: Field) -> tuple[Colors, str, Image
         return instance_colors(array), f"{len(np.unique(array[array > 0]))} ids", None
     if field.name == "room":
         return instance_colors(array), "black is the room of the view", None
+    if field.name not in KNOWN:
+        return _plain_panel(array)
     return np.repeat((array > 0)[..., None], 3, axis=2) * np.uint8(230), "white is the room of the view", None
+
+
+def _plain_panel(array: NDArray[Any]) -> tuple[Colors, str, None]:
+    """A map that nothing is known of: its least value dark, its greatest bright, magenta where it is no number."""
+    known = np.isfinite(array)
+    low, high = (float(array[known].min()), float(array[known].max())) if known.any() else (0.0, 0.0)
+    share = (np.where(known, array, low).astype(np.float64) - low) / max(high - low, 1e-12)
+    return np.where(known[..., None], ramp(share), np.array(_STRANGE, np.uint8)), f"{low:g} (dark) to {high:g} (bright)", None
 
 
 def _depth_panel(depth: NDArray[Any], field: Field) -> tuple[Colors, str, Image.Image]:
@@ -307,9 +335,9 @@ def _write_ids(picture: Image.Image, instances: NDArray[Any]) -> None:
         draw.text(at, str(instance), fill="white", stroke_fill="black", stroke_width=2, font=_font(_SMALL), anchor="mm")
 
 
-def _volume(volume: NDArray[Any], field: Field, cut: Cut) -> Image.Image:
+def _volume(volume: NDArray[Any], field: Field, cut: Cut, labels: Sequence[Label]) -> Image.Image:
     """Three slices of a volume and a key to their colours."""
-    paint, key = _painter(volume, field)
+    paint, key = _painter(volume, field, labels)
     x, y, z = (slice(cut.start[axis], cut.start[axis] + cut.size) for axis in "xyz")
     panels = []
     for view in VIEWS:
@@ -320,7 +348,7 @@ def _volume(volume: NDArray[Any], field: Field, cut: Cut) -> Image.Image:
     return _beside([*panels, key], MARGIN)
 
 
-def _painter(volume: NDArray[Any], field: Field) -> tuple[Callable[[NDArray[Any]], Colors], Image.Image]:
+def _painter(volume: NDArray[Any], field: Field, labels: Sequence[Label]) -> tuple[Callable[[NDArray[Any]], Colors], Image.Image]:
     """How to colour slices of a volume, and a key to the colours."""
     if field.name == "geometry":
         unsigned, limit = float(field.fill) > 0, abs(float(field.fill))
@@ -332,21 +360,22 @@ def _painter(volume: NDArray[Any], field: Field) -> tuple[Callable[[NDArray[Any]
         most = int(found.max())
         entries = [(f"weight {weight}", _color(weight_colors(np.array(weight), most))) for weight in found.tolist()]
         return lambda plane: weight_colors(plane, most), _legend(entries, 1)
-    return voxel_colors, _legend([("free space", FREE), *_classes_of(volume[volume > 0])], 1)
+    key = _legend([("free space", FREE), *_classes_of(volume[volume > 0], labels)], 1)
+    return lambda plane: voxel_colors(plane, labels), key
 
 
-def _classes(sample: Sample) -> list[tuple[str, Color]]:
+def _classes(sample: Sample, labels: Sequence[Label]) -> list[tuple[str, Color]]:
     """Names and colours of the classes that the image or the volume shows."""
     arrays = [sample["semantic_2d"].reshape(-1)] if "semantic_2d" in sample else []
     if "semantic_3d" in sample:
         arrays.append(sample["semantic_3d"][sample["semantic_3d"] > 0])
-    return _classes_of(np.concatenate(arrays)) if arrays else []
+    return _classes_of(np.concatenate(arrays), labels) if arrays else []
 
 
-def _classes_of(labels: NDArray[Any]) -> list[tuple[str, Color]]:
-    found = np.flatnonzero(np.bincount(labels.reshape(-1), minlength=1)).tolist()
-    names = {label.id: label.name for label in LABELS}
-    return [(f"{label} {names.get(label, 'unknown')}", _color(label_colors(np.array(label)))) for label in found]
+def _classes_of(ids: NDArray[Any], labels: Sequence[Label]) -> list[tuple[str, Color]]:
+    found = np.flatnonzero(np.bincount(ids.reshape(-1), minlength=1)).tolist()
+    names = {label.id: label.name for label in labels}
+    return [(f"{id} {names.get(id, 'unknown')}", _color(label_colors(np.array(id), labels))) for id in found]
 
 
 def _color(values: NDArray[Any]) -> Color:

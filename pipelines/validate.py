@@ -9,7 +9,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from scenemill.pipelines.examine import examine_tables
+from scenemill.pipelines.examine import examine_tables, own_labels_of
 from scenemill.pipelines.folder import Folder, OnProgress, folder_findings, no_progress, read_folder, sort_findings, with_splits
 from scenemill.pipelines.runners import run_groups
 from scenemill.schemas.config import IngestConfig
@@ -57,7 +57,7 @@ def validate(config: IngestConfig, report: Path | None = None, on_progress: OnPr
     samples, findings = _examine(config, folder.source, folder.samples, on_progress)
     samples = with_splits(samples, folder.samples).sort_by("key")
     findings = sort_findings(pa.concat_tables([findings, folder_findings(folder)]))
-    expected = expect(config.source, samples, report) if samples.num_rows else Expected(0, 0, ())
+    expected = expect(folder.source.name, samples, report, own_labels_of(folder.source)) if samples.num_rows else Expected(0, 0, ())
     rejected = len(set(findings.filter(findings["rejected"])["key"].to_pylist()))
     if report is not None:
         write_whole(report / "samples.parquet", to_parquet(samples))

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from scenemill.pipelines.sheet import VIEWS, depth_colors, distance_colors, slice_of, weight_colors
+from scenemill.pipelines.sheet import VIEWS, depth_colors, distance_colors, ramp, slice_of, weight_colors
 from scenemill.pipelines.view_legend import Names, legend
 from scenemill.pipelines.view_scenes import Plane, scale
 from scenemill.schemas.errors import ConfigError
@@ -65,6 +65,18 @@ def depth_plane(depth: NDArray[np.float32], title: str, unit: str) -> Plane:
     _, near, far = depth_colors(depth)
     steps, _, _ = depth_colors(np.linspace(near or 1e-6, max(far, near, 1e-6), STEPS)[None])
     return Plane(depth.astype(np.float32), title, scale=scale(steps[0], near, far, unit, {"invalid": (0.0, _INVALID)}))
+
+
+def value_plane(values: NDArray[Any], title: str, unit: str, **place: Any) -> Plane:
+    """(H, W) numbers that nothing more is known of, from the least, dark, to the greatest; what is no number is told apart."""
+    shown = values.astype(np.float32)
+    known = np.isfinite(shown)
+    low, high = (float(shown[known].min()), float(shown[known].max())) if known.any() else (0.0, 0.0)
+    strange = {} if known.all() else {"no number": (low - 1, _INVALID)}
+    steps = ramp(np.linspace(0, 1, STEPS))
+    return Plane(
+        np.where(known, shown, np.float32(low - 1)), title, scale=scale(steps, low, max(high, low + 1e-6), unit, strange), **place
+    )
 
 
 def distance_plane(distance: NDArray[np.float32], title: str, field: Field, **place: Any) -> Plane:

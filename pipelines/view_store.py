@@ -1,7 +1,7 @@
 """A store in the viewer: its samples as pictures, planes of volumes and scenes, and what was found wrong with them."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from scenemill.pipelines import view_planes as planes
 from scenemill.pipelines.predictions import folder_of
+from scenemill.pipelines.sheet import KNOWN
 from scenemill.pipelines.view_cut import VERTEX, Budget, cut_mesh, cut_points, cut_voxels
 from scenemill.pipelines.view_legend import Names, class_names, legend, voxel_names
 from scenemill.pipelines.view_scenes import Plane, Scene
 from scenemill.schemas.errors import ConfigError, SceneMillError
 from scenemill.schemas.fields import Field
+from scenemill.schemas.labels import Label
 from scenemill.transforms.geometry import back_project, camera_index, voxel_size_m
 from scenemill.transforms.layout import ROOT
 from scenemill.transforms.meshes import panoptic_mesh, upright
@@ -131,7 +133,8 @@ class StoreRoot:
         found = self._store.findings
         rows = found.filter(pc.equal(found["key"], key)).drop(["digest", "key"]).to_pylist()
         fields = [field for field in self._store.layout.fields if field.name in facts["fields"]]
-        return {"facts": _facts(facts), "findings": rows, "shows": list(_shows(fields, self._store.layout.grid))}
+        unit = "m" if self._store.layout.own_fields else "units of the scene"
+        return {"facts": _facts(facts, unit), "findings": rows, "shows": list(_shows(fields, self._store.layout.grid))}
 
     def stamp(self, item: str) -> str:
         """Changes whenever a sample may have."""
@@ -145,13 +148,13 @@ class StoreRoot:
             Corrupt: the store is damaged there.
         """
         field = next((one for one in self._store.layout.fields if one.name == what), None)
-        if field is None or not (field.is_volume or field.axes[:2] == ("row", "column")):
+        if field is None or not (field.is_volume or _is_picture(field)):
             raise ConfigError(f"{item}: no picture or volume {what[:64]!r}")
         if not field.is_volume:
-            return _paint(self._store.read(item, [what])[what], field)
+            return _paint(self._store.read(item, [what])[what], field, self._store.layout.labels)
         grid = self._store.layout.grid
         thin = self._store.read(item, [what], box=planes.box_of(axis, index, grid))[what]
-        return _paint(planes.cut(thin, axis, 0), field, **planes.place_of(axis, index, grid))
+        return _paint(planes.cut(thin, axis, 0), field, self._store.layout.labels, **planes.place_of(axis, index, grid))
 
     def scene(self, item: str, what: str, time: float, budget: Budget) -> Scene:
         """A sample in space: "surface", "voxels" or "points". It has no iterations; ``time`` is said again.
@@ -164,7 +167,7 @@ class StoreRoot:
             raise ConfigError(f"{item}: no scene {what[:64]!r}; there are {', '.join(_SCENES)}")
         sample = self._store.read(item, [*_SCENES[what][1], "intrinsics"])
         make = {"surface": surface_scene, "voxels": voxels_scene, "points": points_scene}[what]
-        return make(sample.arrays, self.centre(item, self._store.layout.grid), budget)
+        return make(sample.arrays, self.centre(item, self._store.layout.grid), budget, self._store.layout.labels)
 
     def centre(self, key: str, grid: int) -> NDArray[np.float64]:
         """(3,): where the camera of a sample is, as an index of a grid of its space.
@@ -185,7 +188,7 @@ def _open_whole(path: Path) -> Store:
     return store
 
 
-def surface_scene(arrays: Mapping[str, NDArray[Any]], centre: NDArray[np.float64], budget: Budget) -> Scene:
+def surface_scene(arrays: Mapping[str, NDArray[Any]], centre: NDArray[np.float64], budget: Budget, known: Sequence[Label]) -> Scene:
     """Where the distance is one voxel, on both sides of every surface; upright in the camera's frame, metres."""
     instances = arrays["instance_3d"].astype(np.int32)
     labels = arrays["semantic_3d"].astype(np.int32)
@@ -196,17 +199,17 @@ def surface_scene(arrays: Mapping[str, NDArray[Any]], centre: NDArray[np.float64
     counts = np.full(len(mesh.faces), 3)
     attributes = {f"ids.{CLASS}": (found, VERTEX), f"ids.{INSTANCE}": (instance, VERTEX)}
     part = cut_mesh(mesh.vertices, counts, mesh.faces.reshape(-1), attributes, np.eye(4), budget.triangles)
-    return Scene((part,), _legends(found, instance), unit="m")
+    return Scene((part,), _legends(found, instance, known), unit="m")
 
 
-def voxels_scene(arrays: Mapping[str, NDArray[Any]], centre: NDArray[np.float64], budget: Budget) -> Scene:
+def voxels_scene(arrays: Mapping[str, NDArray[Any]], centre: NDArray[np.float64], budget: Budget, known: Sequence[Label]) -> Scene:
     """The voxels that have a class; upright in the camera's frame, metres."""
     voxels = np.argwhere(arrays["semantic_3d"])
     place = tuple(voxels.T)
     labels, instances = (arrays[name][place].astype(np.int32) for name in ("semantic_3d", "instance_3d"))
     matrix = voxel_frame(centre, arrays["semantic_3d"].shape[0])
     part = cut_voxels(voxels, matrix, budget.voxels, **{f"ids.{CLASS}": labels, f"ids.{INSTANCE}": instances})
-    return Scene((part,), _legends(labels, instances), unit="m")
+    return Scene((part,), _legends(labels, instances, known), unit="m")
 
 
 def voxel_frame(centre: NDArray[np.float64], grid: int) -> NDArray[np.float64]:
@@ -217,7 +220,7 @@ def voxel_frame(centre: NDArray[np.float64], grid: int) -> NDArray[np.float64]:
     return _UPRIGHT @ placed
 
 
-def points_scene(arrays: Mapping[str, NDArray[Any]], centre: NDArray[np.float64], budget: Budget) -> Scene:
+def points_scene(arrays: Mapping[str, NDArray[Any]], centre: NDArray[np.float64], budget: Budget, known: Sequence[Label]) -> Scene:
     """The point that each pixel of known depth sees; upright in the camera's frame, metres."""
     grid = 256  # any: metres come out
     size = voxel_size_m(grid)
@@ -227,14 +230,14 @@ def points_scene(arrays: Mapping[str, NDArray[Any]], centre: NDArray[np.float64]
     labels, instances = (arrays[name][seen].astype(np.int32) for name in ("semantic_2d", "instance_2d"))
     ids = {f"ids.{CLASS}": labels, f"ids.{INSTANCE}": instances}
     part = cut_points(points, _UPRIGHT, budget.points, colors=arrays["rgb"][seen], **ids)
-    return Scene((part,), _legends(labels, instances), unit="m")
+    return Scene((part,), _legends(labels, instances, known), unit="m")
 
 
-def _legends(labels: NDArray[Any], instances: NDArray[Any]) -> dict[str, list[dict[str, Any]]]:
-    return {CLASS: legend(labels, class_names()), INSTANCE: legend(instances, _INSTANCES)}
+def _legends(labels: NDArray[Any], instances: NDArray[Any], known: Sequence[Label]) -> dict[str, list[dict[str, Any]]]:
+    return {CLASS: legend(labels, class_names(known)), INSTANCE: legend(instances, _INSTANCES)}
 
 
-def _paint(values: NDArray[Any], field: Field, **place: Any) -> Plane:
+def _paint(values: NDArray[Any], field: Field, known: Sequence[Label], **place: Any) -> Plane:
     title = f"{field.name} ({field.unit})" if field.unit else field.name
     if field.name == "rgb":
         return planes.colors_plane(values, title)
@@ -250,29 +253,46 @@ def _paint(values: NDArray[Any], field: Field, **place: Any) -> Plane:
         return planes.mask_plane(values, title, **place)
     if field.name in ("semantic", "instance"):  # of an object, whose labels have no names
         return planes.ids_plane(values, title, field.name, _INSTANCES)
+    if field.name not in KNOWN:
+        return _paint_own(values, field, title, **place)
     called = {"semantic": CLASS, "instance": INSTANCE}.get(field.name.removesuffix("_2d").removesuffix("_3d"), field.name)
-    names: Names = class_names() if called == CLASS else _INSTANCES
+    names: Names = class_names(known) if called == CLASS else _INSTANCES
     return planes.ids_plane(values, title, called, voxel_names(names) if field.is_volume else names, **place)
+
+
+def _paint_own(values: NDArray[Any], field: Field, title: str, **place: Any) -> Plane:
+    """A field that only a source of one's own has: colours, a mask, or numbers."""
+    if values.ndim == 3:
+        return planes.colors_plane(values, title)
+    return (
+        planes.mask_plane(values, title, **place)
+        if field.dtype == "bool"
+        else planes.value_plane(values, title, field.unit, **place)
+    )
 
 
 def _shows(fields: list[Field], grid: int) -> Any:
     """What of a sample can be shown: kind, name, title; of volumes also the number of planes."""
     names = {field.name for field in fields}
     for what, (title, needed) in _SCENES.items():
-        if names.issuperset(needed):
+        if names.issuperset({*needed, "intrinsics"}):
             yield {"kind": "scene", "what": what, "title": title}
     for field in fields:
         title = f"{field.name}: {field.meaning}"
         if field.is_volume:
             yield {"kind": "volume", "what": field.name, "title": title, "size": grid}
-        elif field.axes[:2] == ("row", "column"):
+        elif _is_picture(field):
             yield {"kind": "picture", "what": field.name, "title": title}
 
 
-def _facts(facts: Mapping[str, Any]) -> list[list[str]]:
+def _is_picture(field: Field) -> bool:
+    return field.axes == ("row", "column") or (field.axes == ("row", "column", "channel") and field.dtype == "uint8")
+
+
+def _facts(facts: Mapping[str, Any], unit: str) -> list[list[str]]:
     """Rows of name and value for the eye."""
     if not facts["grid"]:
-        return _facts_of_view(facts)
+        return _facts_of_view(facts, unit)
     return [
         ["split", facts["split"] or "unknown"],
         ["image", f"{facts['image_width_pixel']} x {facts['image_height_pixel']} pixels"],
@@ -284,11 +304,9 @@ def _facts(facts: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _facts_of_view(facts: Mapping[str, Any]) -> list[list[str]]:
-    """The same of a view of an object, which has no volumes."""
-    depth = (
-        f"{facts['depth_min_m']:.3g} to {facts['depth_max_m']:.3g} units of the scene, {facts['depth_valid_share']:.1%} of pixels"
-    )
+def _facts_of_view(facts: Mapping[str, Any], unit: str) -> list[list[str]]:
+    """The same of a view without volumes; its depth in a unit."""
+    depth = f"{facts['depth_min_m']:.3g} to {facts['depth_max_m']:.3g} {unit}, {facts['depth_valid_share']:.1%} of pixels"
     return [
         ["split", facts["split"]],
         ["image", f"{facts['image_width_pixel']} x {facts['image_height_pixel']} pixels"],

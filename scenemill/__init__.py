@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from scenemill.schemas.dataset import AugmentationConfig as AugmentationConfig
     from scenemill.schemas.dataset import DatasetConfig as DatasetConfig
     from scenemill.schemas.errors import SceneMillError as SceneMillError
+    from scenemill.schemas.errors import SourceError as SourceError
+    from scenemill.schemas.fields import Field as Field
+    from scenemill.schemas.forms import Form as Form
+    from scenemill.schemas.forms import Listed as Listed
+    from scenemill.schemas.forms import RawFile as RawFile
+    from scenemill.schemas.forms import fill as fill
+    from scenemill.schemas.labels import Label as Label
     from scenemill.schemas.sample import Sample as Sample
+    from scenemill.schemas.sample import SampleKey as SampleKey
     from scenemill.schemas.tables import Finding as Finding
     from scenemill.trainers.batches import SceneDataset as SceneDataset
     from scenemill.trainers.batches import SceneLoader as SceneLoader
@@ -33,31 +41,47 @@ if TYPE_CHECKING:
 _HOMES = {
     "AugmentationConfig": "scenemill.schemas.dataset",
     "DatasetConfig": "scenemill.schemas.dataset",
+    "Field": "scenemill.schemas.fields",
     "Finding": "scenemill.schemas.tables",
+    "Form": "scenemill.schemas.forms",
     "IngestConfig": "scenemill.schemas.config",
+    "Label": "scenemill.schemas.labels",
+    "Listed": "scenemill.schemas.forms",
+    "RawFile": "scenemill.schemas.forms",
     "Sample": "scenemill.schemas.sample",
+    "SampleKey": "scenemill.schemas.sample",
     "SceneDataset": "scenemill.trainers.batches",
     "SceneLoader": "scenemill.trainers.batches",
     "SceneMillError": "scenemill.schemas.errors",
+    "SourceError": "scenemill.schemas.errors",
     "Store": "scenemill.transforms.store",
     "Timelapse": "scenemill.trainers.timelapse",
     "TimelapseParser": "scenemill.trainers.timelapse",
+    "fill": "scenemill.schemas.forms",
     "open_store": "scenemill.transforms.store",
     "place_of": "scenemill.transforms.objects",
 }
 __all__ = [
     "AugmentationConfig",
     "DatasetConfig",
+    "Field",
     "Finding",
+    "Form",
     "IngestConfig",
+    "Label",
+    "Listed",
+    "RawFile",
     "Sample",
+    "SampleKey",
     "SceneDataset",
     "SceneLoader",
     "SceneMillError",
+    "SourceError",
     "Store",
     "Timelapse",
     "TimelapseParser",
     "__version__",
+    "fill",
     "open_store",
     "place_of",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.fields import SOURCES, VIEWS
+from scenemill.schemas.fields import SOURCES, VIEWS, is_reference
 from scenemill.schemas.places import Place
 
 PRECISIONS: Final = ("float32", "float16", "fixed16")
@@ -18,7 +18,8 @@ class IngestConfig:
     """One conversion of a raw folder into a store.
 
     Attributes:
-        source: one of ``schemas.fields.SOURCES``.
+        source: one of ``schemas.fields.SOURCES``, or a form of one's own as ``FILE.py:NAME`` or ``package.module:NAME``: code that is
+            run, here and on every worker.
         input: the raw folder: the one above ``data/``; of views, the folder of an object's views or one of such folders.
         output: the store, a folder or in an object store; None where nothing is written.
         splits: names of split lists, or ``name=path``; empty for every list found in ``input``; views without a list are all "train".
@@ -45,12 +46,14 @@ class IngestConfig:
     repair: bool = False
 
     def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise ConfigError(f"source {self.source!r} is not known; use one of {', '.join(SOURCES)}")
+        if self.source not in SOURCES and not is_reference(self.source):
+            raise ConfigError(
+                f"source {self.source!r} is not known; use one of {', '.join(SOURCES)}, or FILE.py:NAME for one of your own"
+            )
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision {self.precision!r} is not known; use one of {', '.join(PRECISIONS)}")
-        if self.source == VIEWS and self.precision != PRECISIONS[0]:
-            raise ConfigError(f"precision {self.precision!r}: views have no volumes of distances; leave it at {PRECISIONS[0]!r}")
+        if (self.source == VIEWS or is_reference(self.source)) and self.precision != PRECISIONS[0]:
+            raise ConfigError(f"precision {self.precision!r}: only volumes of rooms have another; leave it at {PRECISIONS[0]!r}")
         for name, least in (("limit", 1), ("workers", 1), ("samples_per_part", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -185,6 +185,11 @@ _VIEW_FIELDS: Final = (
 )
 
 
+def is_reference(source: str) -> bool:
+    """Whether the name of a source is a place in code: ``FILE.py:NAME`` or ``package.module:NAME`` (``schemas/forms.py``)."""
+    return ":" in source
+
+
 def fields_of(source: str) -> tuple[Field, ...]:
     """The fields of a source's samples, in the order they are stored.
 

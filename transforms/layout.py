@@ -14,12 +14,13 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
+from scenemill.schemas import forms
 from scenemill.schemas.errors import WrongVersion
 from scenemill.schemas.fields import VIEWS, Field, fields_of, raw_orientation
-from scenemill.schemas.labels import LABELS
+from scenemill.schemas.labels import LABELS, Label
 from scenemill.transforms.geometry import voxel_size_m
 from scenemill.transforms.precision import Storage, storage_of
 
@@ -45,6 +46,7 @@ class Layout:
         samples_per_part: rows of one shard.
         precision: of distances.
         frustum: SHA-256 of the stored frustum that serves all samples; "" where each carries its own.
+        own_fields, own_labels: of a source of one's own; () where the source is built in.
     """
 
     source: str
@@ -53,11 +55,20 @@ class Layout:
     samples_per_part: int
     precision: str
     frustum: str = ""
+    own_fields: tuple[Field, ...] = ()
+    own_labels: tuple[Label, ...] = ()
 
     @property
     def fields(self) -> tuple[Field, ...]:
         """The field table's rows for this store."""
-        return fields_of(self.source)
+        return self.own_fields or fields_of(self.source)
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """What class ids mean; () where nothing does: views of objects."""
+        if self.own_fields:
+            return self.own_labels
+        return () if self.source == VIEWS else LABELS
 
     def storage(self, field: Field) -> Storage:
         """How a field's values are stored."""
@@ -70,7 +81,10 @@ class Layout:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the manifest."""
-        return {**asdict(self), "image": list(self.image)}
+        names = ("source", "grid", "samples_per_part", "precision", "frustum")
+        held = {name: getattr(self, name) for name in names}
+        own = {"own": forms.to_json(self.own_fields, self.own_labels)} if self.own_fields else {}
+        return {**held, "image": list(self.image), **own}
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> "Layout":
@@ -84,7 +98,9 @@ class Layout:
                 f"store format {manifest.get('format')!r}; this scenemill reads {FORMAT!r}: ingest the raw folder into a new store"
             )
         held = manifest["layout"]
-        return cls(held["source"], held["grid"], tuple(held["image"]), held["samples_per_part"], held["precision"], held["frustum"])
+        own = forms.from_json(held["own"], held["grid"]) if "own" in held else ((), ())
+        sizes = held["grid"], tuple(held["image"]), held["samples_per_part"]
+        return cls(held["source"], *sizes, held["precision"], held["frustum"], *own)
 
 
 def shard_path(field: Field, slot: int) -> str:
@@ -194,11 +210,11 @@ def describe(layout: Layout) -> dict[str, Any]:
     flipped = raw_orientation(layout.source)
     return {
         **held,
-        "voxel_m": voxel_size_m(layout.grid),
+        "voxel_m": voxel_size_m(layout.grid) if any(field.name == "geometry" for field in layout.fields) else None,
         "orientation": "image-aligned: x to the image's right, y down, z with depth",
         "raw_orientation": f"flip axes {flipped[0]} and {flipped[1]} of a sample's volume" if flipped else "as stored",
         "labels": [
-            {"id": label.id, "name": label.name, "isthing": int(label.thing), "color": list(label.color)} for label in LABELS
+            {"id": label.id, "name": label.name, "isthing": int(label.thing), "color": list(label.color)} for label in layout.labels
         ],
     }
 

@@ -1,12 +1,12 @@
 """Raw folders as samples: one table of file kinds per form, one way to list and read them all.
 
-A new source is a module with ``FILES`` (a ``RawFile`` per kind of file), ``paths(key)`` and ``image_of_rgb(name)``; everything odd
-about it ends there.
+A built-in source is a module with ``FILES`` (a ``RawFile`` per kind of file), ``paths(key)`` and ``image_of_rgb(name)``; everything
+odd about it ends there. A source of one's own is a ``Form`` in a file outside of this package (``own_forms.py``).
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -15,12 +15,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from scenemill.schemas import forms
 from scenemill.schemas.errors import ConfigError, SourceError
-from scenemill.schemas.fields import VIEWS, Field, fields_of
+from scenemill.schemas.fields import VIEWS, Field, fields_of, is_reference
+from scenemill.schemas.forms import Form
 from scenemill.schemas.places import Place
 from scenemill.schemas.sample import Sample, SampleKey
 from scenemill.schemas.tables import Finding
-from scenemill.transforms import folders, images, npz, view_folders
+from scenemill.transforms import folders, images, npz, own_forms, view_folders
 
 _FORMS: Final = {
     "front3d": "front3d",
@@ -33,26 +35,9 @@ _IMAGE_LIMIT_BYTE: Final = 1 << 26
 _PROBES: Final = 9
 _NO_GRID: Final = -1
 
-Arrays = MutableMapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class RawFile:
-    """One kind of raw file.
-
-    Attributes:
-        kind: its name, as in the findings and samples tables.
-        fields: the fields it gives.
-        decode: (bytes, arrays to fill, facts to add to) -> None; raises SourceError.
-        required: False where a view may lack it.
-        volume: True where its size grows with the grid.
-    """
-
-    kind: str
-    fields: tuple[str, ...]
-    decode: Callable[[bytes, Arrays, dict[str, Any]], None]
-    required: bool = True
-    volume: bool = False
+Arrays = forms.Arrays
+RawFile = forms.RawFile
+Listed = forms.Listed
 
 
 @dataclass(frozen=True)
@@ -60,11 +45,12 @@ class Source:
     """A raw folder of one form.
 
     Attributes:
-        name: one of ``schemas.fields.SOURCES``.
+        name: one of ``schemas.fields.SOURCES``, or the name of a form of one's own.
         root: the folder above ``data/``, here or in an object store; of views, the folder of a scene or of scenes.
         grid: voxels a side of its volumes; 0 where it has none.
         image: (height, width) of its images in pixels.
         lone_scene: the scene whose files lie in ``root`` itself; "" where every scene has a folder.
+        reference, digest: of the code of a form of one's own, and its checksum; "" for a built-in source.
     """
 
     name: str
@@ -72,43 +58,41 @@ class Source:
     grid: int
     image: tuple[int, int]
     lone_scene: str = ""
+    reference: str = ""
+    digest: str = ""
+
+    @property
+    def own(self) -> Form | None:
+        """The form of one's own; None for a built-in source."""
+        return own_forms.load_form(self.reference, self.digest) if self.reference else None
+
+    @property
+    def code(self) -> Path | None:
+        """The file of a form of one's own, that every worker needs; None where it is installed, or the source built in."""
+        place = Path(self.reference.rpartition(":")[0])
+        return place if place.suffix == ".py" else None
 
     @property
     def fields(self) -> tuple[Field, ...]:
         """The field table's rows for this source."""
-        return fields_of(self.name)
+        return self.own.fields if self.own else fields_of(self.name)
 
     @property
     def files(self) -> tuple[RawFile, ...]:
         """Its kinds of raw files."""
+        if self.own:
+            return self.own.files
         files: tuple[RawFile, ...] = _form(self.name).FILES
         return files
 
     @property
     def telling_files(self) -> tuple[str, ...]:
         """Kinds that make two views the same view, whatever else lies beside them."""
-        return ("rgb",) if self.name == VIEWS else ("rgb", "depth", "segmap")
+        return ("rgb",) if self.name == VIEWS or self.reference else ("rgb", "depth", "segmap")
 
     def new_arrays(self) -> dict[str, NDArray[Any]]:
         """Arrays of one sample, to be filled again and again: fresh memory would cost more than decoding into it."""
         return {field.name: np.empty(field.shape(self.grid, self.image), field.dtype) for field in self.fields}
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A sample that the split lists name.
-
-    Attributes:
-        key: ``scene/image``.
-        splits: every list that names it, train first.
-        rgb_path: the list's own path of the colour image, or "".
-        size: (height, width) of the image by the list, or None.
-    """
-
-    key: str
-    splits: tuple[str, ...]
-    rgb_path: str = ""
-    size: tuple[int, int] | None = None
 
 
 def _form(name: str) -> Any:
@@ -121,6 +105,10 @@ def find_root(name: str, folder: Place) -> Place:
     Raises:
         ConfigError: it is not one.
     """
+    if is_reference(name):
+        if not folder.is_dir():
+            raise ConfigError(f"input {folder}: no such folder; give the one that {name} lists samples of")
+        return folder.resolve() if isinstance(folder, Path) else folder
     return view_folders.find_root(folder) if name == VIEWS else folders.find_root(folder)
 
 
@@ -139,6 +127,10 @@ def list_samples(name: str, root: Place, splits: Sequence[str] = ()) -> tuple[li
     Raises:
         ConfigError: no list, or an unreadable one.
     """
+    if is_reference(name):
+        own, problems = own_forms.list_own(own_forms.find_own(name), root, splits)
+        _tell_overlaps(own, problems)
+        return [own[key] for key in sorted(own)], problems
     found: dict[str, Listed] = {}
     findings: dict[str, list[Finding]] = {}
     paths = _form(name).paths
@@ -160,11 +152,15 @@ def list_samples(name: str, root: Place, splits: Sequence[str] = ()) -> tuple[li
                 findings.setdefault(key, []).append(Finding("list", "", "warning", f"twice in the list {split!r}", "once"))
                 continue
             found[key] = replace(known, splits=(*known.splits, split))
+    _tell_overlaps(found, findings)
+    return [found[key] for key in sorted(found)], findings
+
+
+def _tell_overlaps(found: Mapping[str, Listed], findings: dict[str, list[Finding]]) -> None:
     for key, listed in found.items():
         if len(listed.splits) > 1:
             observed = f"in the lists {', '.join(listed.splits)}"
             findings.setdefault(key, []).append(Finding("split_overlap", "", "warning", observed, "one split per view"))
-    return [found[key] for key in sorted(found)], findings
 
 
 def _every_view(root: Place, findings: dict[str, list[Finding]]) -> list[Listed]:
@@ -190,7 +186,9 @@ def _path_problem(paths: Callable[[SampleKey], Mapping[str, str]], key: SampleKe
 
 
 def find_unlisted(name: str, root: Place, listed: Sequence[Listed]) -> Iterator[str]:
-    """Keys of views that lie in the folder and stand in no list, sorted."""
+    """Keys of views that lie in the folder and stand in no list, sorted; of a form of one's own nobody knows."""
+    if is_reference(name):
+        return iter(())
     known = {sample.key for sample in listed}
     return (key for key in find_views(name, root) if key not in known)
 
@@ -222,8 +220,8 @@ def open_source(
     Raises:
         ConfigError: no probed view can be read.
     """
-    lone_scene = root.name if name == VIEWS and view_folders.holds_views(root) else ""
-    source = Source(name, root, grid or 0, image or (0, 0), lone_scene)
+    source = _unsized(name, root)
+    source = replace(source, grid=source.own.grid if source.own else grid or 0, image=image or (0, 0))
     if grid is not None and image is not None:
         return source
     step = max(1, len(listed) // _PROBES)
@@ -237,13 +235,28 @@ def open_source(
             continue  # the reader will find and tell it; here another view speaks for the folder
     grids.pop(_NO_GRID, None)
     if not grids or not sizes:
-        expected = "<i>_rgb.png" if name == VIEWS else f"data/<scene>/ as {name} has it"
-        raise ConfigError(f"input {root}: no readable view among {min(len(listed), _PROBES)} tried; expected {expected}")
-    return replace(source, grid=grid or grids.most_common(1)[0][0], image=image or sizes.most_common(1)[0][0])
+        tried = min(len(listed), _PROBES)
+        raise ConfigError(f"input {root}: no readable view among {tried} tried; expected {_what_a_view_is(source)}")
+    return replace(source, grid=source.grid or grids.most_common(1)[0][0], image=image or sizes.most_common(1)[0][0])
+
+
+def _what_a_view_is(source: Source) -> str:
+    if source.own:
+        return f"colour images, PNG or JPEG, where {source.reference} says"
+    return "<i>_rgb.png" if source.name == VIEWS else f"data/<scene>/ as {source.name} has it"
+
+
+def _unsized(name: str, root: Place) -> Source:
+    if is_reference(name):
+        own = own_forms.find_own(name)
+        return Source(own.form.name, root, 0, (0, 0), "", own.reference, own.digest)
+    return Source(name, root, 0, (0, 0), root.name if name == VIEWS and view_folders.holds_views(root) else "")
 
 
 def _probe_grid(source: Source, listed: Listed) -> int:
     """Voxels a side of a view's volumes; 0 where its source has none, ``_NO_GRID`` where they are no cubes."""
+    if source.own:
+        return source.own.grid
     if not any(file.volume for file in source.files):
         return 0
     shape = npz.probe_shape(folders.read_file(source.root, raw_files(source, listed)["geometry"], _IMAGE_LIMIT_BYTE), "data")
@@ -252,6 +265,8 @@ def _probe_grid(source: Source, listed: Listed) -> int:
 
 def raw_files(source: Source, listed: Listed) -> dict[str, str]:
     """Kind -> path inside the root, for every kind of file the view may have."""
+    if source.own:
+        return own_forms.paths_of(source.own, SampleKey.parse(listed.key))
     paths: dict[str, str] = dict(_form(source.name).paths(SampleKey.parse(listed.key)))
     if source.lone_scene:
         paths = {kind: path.removeprefix(f"{source.lone_scene}/") for kind, path in paths.items()}
@@ -321,7 +336,7 @@ def read_sample(source: Source, listed: Listed, arrays: Arrays | None = None) ->
             continue
         read.update({name: buffers[name] for name in file.fields})
     for field in source.fields:
-        if field.origin == "constant":
+        if field.origin == "constant" and not source.own:
             buffers[field.name][...] = _form(source.name).constant(field.name, source.image)
             read[field.name] = buffers[field.name]
     facts.update(files=files, digest=digest_of(sums), raw_byte=sum(file["size_byte"] for file in files))

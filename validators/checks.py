@@ -3,7 +3,7 @@
 The rules and their levels are those measured on the released views of both datasets (27 of 3D-Front, one of Matterport3D). What
 holds in every 3D-Front view to the voxel rejects a sample that breaks it; what holds statistically only warns; Matterport3D's
 volumes keep fewer promises, so there only form, range and finiteness reject. Views of objects have checks of their own
-(``view_checks.py``).
+(``view_checks.py``), and sources of one's own those of rooms that hold for any camera (``own_checks.py``).
 """
 
 from collections.abc import Iterable
@@ -17,6 +17,8 @@ from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import Finding, Severity
 from scenemill.validators.check import Check, Found, M
 from scenemill.validators.measures import Measured, Rules
+from scenemill.validators.own_checks import OWN_CHECKS
+from scenemill.validators.own_measures import MeasuredOwn
 from scenemill.validators.view_checks import VIEW_CHECKS
 from scenemill.validators.view_measures import MeasuredView
 
@@ -40,12 +42,15 @@ def check_sample(sample: Sample, rules: Rules) -> tuple[list[Finding], Measured]
     """Run every check that fits the sample.
 
     Returns:
-        The findings, in the order of ``CHECKS`` or ``VIEW_CHECKS``, and the counts they were judged by.
+        The findings, in the order of ``CHECKS``, ``VIEW_CHECKS`` or ``OWN_CHECKS``, and the counts they were judged by.
     """
     known = set(sample.arrays)
     if rules.source == VIEWS:
         view = MeasuredView(sample, rules)
         return _run(VIEW_CHECKS, view, known), view
+    if rules.own_fields:
+        own = MeasuredOwn(sample, rules)
+        return _run(CAMERA_CHECKS, own, known) + _run(OWN_CHECKS, own, known), own
     if rules.frustum is not None or "outside" in known:
         known.add("frustum")
     measured = Measured(sample, rules)
@@ -348,10 +353,15 @@ def _labels_agree(measured: Measured) -> Found:
 
 _POINTS: Final = ("depth", "intrinsics", "geometry")
 
-CHECKS: Final[tuple[Check[Measured], ...]] = (
-    Check("finite", (), _finite),
+CAMERA_CHECKS: Final[tuple[Check[Measured], ...]] = (
     Check("intrinsics", ("intrinsics",), _intrinsics),
     Check("pose", ("world_from_camera",), _pose),
+)
+"""Of any camera in a room, whatever its source."""
+
+CHECKS: Final[tuple[Check[Measured], ...]] = (
+    Check("finite", (), _finite),
+    *CAMERA_CHECKS,
     Check("depth_range", ("depth",), _depth_range),
     Check("room_mask", ("room_mask",), _room_mask),
     Check("labels_2d", ("semantic_2d", "instance_2d"), _labels_2d),

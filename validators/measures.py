@@ -30,6 +30,7 @@ class Rules:
         frustum: (X, Y, Z) bool, True inside, where one mask serves the whole source; None where every sample carries its own.
         locate: sample -> (3, H, W) float64, the grid coordinates of the point that each pixel sees.
         labels: the classes that may occur.
+        own_fields: of a source of one's own; () for a built-in source.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Rules:
     frustum: NDArray[np.bool_] | None
     locate: Callable[[Sample], NDArray[np.float64]]
     labels: tuple[Label, ...] = LABELS
+    own_fields: tuple[Field, ...] = ()
 
     @property
     def front3d_form(self) -> bool:
@@ -47,7 +49,7 @@ class Rules:
     @cached_property
     def fields(self) -> dict[str, Field]:
         """The field table's rows by name."""
-        return {field.name: field for field in fields_of(self.source)}
+        return {field.name: field for field in self.own_fields or fields_of(self.source)}
 
 
 class Measured:
@@ -97,12 +99,12 @@ class Measured:
     @cached_property
     def pairs_2d(self) -> NDArray[np.int64]:
         """(pairs, 3) int64: instance id, class and number of pixels, for every pair of the two that occurs."""
-        return _count_pairs(self.flat("instance_2d"), self.flat("semantic_2d"))
+        return count_pairs(self.flat("instance_2d"), self.flat("semantic_2d"))
 
     @cached_property
     def pairs_3d(self) -> NDArray[np.int64]:
         """(pairs, 3) int64: instance id, class and number of voxels, for every pair of the two that occurs."""
-        return _count_pairs(self.instances_3d, self.classes_3d)
+        return count_pairs(self.instances_3d, self.classes_3d)
 
     def things(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sorted ids of the instances of countable classes among ``pairs``."""
@@ -196,7 +198,7 @@ class Measured:
         }
 
 
-def _count_pairs(instances: NDArray[np.uint16], classes: NDArray[np.uint8]) -> NDArray[np.int64]:
+def count_pairs(instances: NDArray[np.uint16], classes: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Pairs that occur, with their counts; runs of equal neighbours are merged before they are sorted."""
     pairs = (instances.astype(np.uint32) << 8) | classes
     if not pairs.size:

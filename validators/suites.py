@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import FRONT3D_FORM, VIEWS, fields_of
-from scenemill.schemas.labels import LABELS
+from scenemill.schemas.labels import LABELS, Label
 from scenemill.schemas.tables import SAMPLES
 from scenemill.validators.checks import FAR_M, NEAR_M, TRUNCATION
 from scenemill.validators.derived import facts_of
@@ -194,8 +194,13 @@ _MATTERPORT_SHARES: Final = (
 )
 
 
-def suite_of(source: str, samples: pa.Table) -> tuple[Expectation, ...]:
+def suite_of(source: str, samples: pa.Table, own_labels: Sequence[Label] | None = None) -> tuple[Expectation, ...]:
     """What is expected of a table of samples.
+
+    Args:
+        source: of the samples.
+        samples: the table.
+        own_labels: the classes of a source of one's own; None for a built-in source.
 
     Rows, splits and parts are judged once a sample is in a store; shares and means from as many rows on as they were measured on;
     of an empty table only that it is not empty.
@@ -203,14 +208,21 @@ def suite_of(source: str, samples: pa.Table) -> tuple[Expectation, ...]:
     Raises:
         ConfigError: no such source.
     """
-    fields_of(source)
+    if own_labels is None:
+        fields_of(source)
     if not samples.num_rows:
         return _ANY_TABLE
     same = ("grid", "image_height_pixel", "image_width_pixel")
     of_object = source == VIEWS
-    suite = [*_ANY_SOURCE, *(() if of_object else _ROOMS), *(_same_everywhere(name, samples[name]) for name in same)]
+    suite = [
+        *_ANY_SOURCE,
+        *(() if of_object or own_labels is not None else _ROOMS),
+        *(_same_everywhere(name, samples[name]) for name in same),
+    ]
     if any(samples["part"].to_pylist()):
         suite.extend(_STORED)
+    if own_labels is not None:
+        return (*suite, *_own(own_labels))
     if of_object:
         return (*suite, *_VIEWS)
     suite.extend(_FRONT3D if source in FRONT3D_FORM else _MATTERPORT)
@@ -221,19 +233,30 @@ def suite_of(source: str, samples: pa.Table) -> tuple[Expectation, ...]:
     return tuple(suite)
 
 
+def _own(labels: Sequence[Label]) -> tuple[Expectation, ...]:
+    last = max((label.id for label in labels), default=0)
+    return (
+        _values("warning", "splits_of_scene", None, 1, "no scene in two splits"),
+        _values("critical", "depth_valid_share", 0, 1, "a share"),
+        _values("critical", "classes_2d_max", 0, last, "the form's labels"),
+        _values("critical", "classes_3d_max", 0, last, "the form's labels"),
+    )
+
+
 def _same_everywhere(name: str, column: pa.ChunkedArray) -> Expectation:
     usual = Counter(column.to_pylist()).most_common(1)[0][0]
     return Expectation("critical", "ExpectColumnValuesToBeInSet", name, "one array holds all samples", {"value_set": [usual]})
 
 
-def expect(source: str, samples: pa.Table, folder: Path | None = None) -> Expected:
+def expect(source: str, samples: pa.Table, folder: Path | None = None, own_labels: Sequence[Label] | None = None) -> Expected:
     """Hold a samples table against the suite of its source.
 
     Args:
-        source: one of ``schemas.fields.SOURCES``.
+        source: one of ``schemas.fields.SOURCES``, or the name of a form of one's own.
         samples: rows of the samples table.
         folder: where to write ``validation.json`` and the data docs (``docs/index.html``, static, no script, loads nothing from
             anywhere); None to write nothing.
+        own_labels: the classes of a form of one's own; None for a built-in source.
 
     Returns:
         What failed. An empty table is a critical failure.
@@ -243,7 +266,7 @@ def expect(source: str, samples: pa.Table, folder: Path | None = None) -> Expect
     """
     if missing := [name for name in SAMPLES.names if name not in samples.column_names]:
         raise ConfigError(f"the table lacks {', '.join(missing)}; give a samples table as an ingest or validate run writes it")
-    suite = suite_of(source, samples)
+    suite = suite_of(source, samples, own_labels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the library's own calls
         result, held = _validate(source, suite, facts_of(samples).to_pandas())

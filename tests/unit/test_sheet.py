@@ -30,6 +30,7 @@ from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import fields_of
 from scenemill.schemas.labels import LABELS
 from scenemill.schemas.sample import Sample
+from scenemill.transforms.layout import Layout
 
 LAMP, WALL = LABELS[8], LABELS[10]
 
@@ -188,7 +189,7 @@ def test_facts_are_told_in_the_title_and_the_sheet_is_written_as_png(tmp_path: P
     told = Sample(
         bare.key, bare.arrays, {**facts, "depth_valid_share": 1.0, "classes_3d": [3, 10], "labels_agree_share": 0.99, "warnings": 0}
     )
-    write_sheet(told, "front3d", tmp_path / "sheet.png")
+    write_sheet(told, Layout("front3d", 16, (12, 16), 4, "float32"), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as written:
         assert written.format == "PNG"
         assert written.convert("RGB").tobytes() == contact_sheet(told, "front3d").tobytes()
