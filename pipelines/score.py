@@ -186,6 +186,7 @@ def score_sample(
         SourceError: its prediction cannot be read.
     """
     source = store.layout.source
+    store.layout.check_built_in_classes(str(store.root))
     try:
         prediction = read_prediction(predictions, key, store.layout.grid)
     except SourceError as error:

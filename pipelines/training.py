@@ -27,6 +27,7 @@ from scenemill.trainers.stages import make_stage1, make_stage2
 from scenemill.trainers.train import Step, Trained, train
 from scenemill.transforms.objects import place_of
 from scenemill.transforms.publish import write_whole
+from scenemill.transforms.store import open_store
 
 _SPLITS = ("train", "val", "test")
 
@@ -111,10 +112,10 @@ def open_dataset(config: ExperimentConfig, split: str, on_progress: OnProgress, 
     """
     check_label_map(config)
     samples = find_samples(config, split, on_progress)
+    store = open_store(samples.store)
+    store.layout.check_built_in_classes(str(store.root))
     seed = max(0, config.train.seed)
-    return SceneDataset(
-        samples.store, samples.split, config.dataset, training=training, seed=seed, planes=config.model.mp_occ.num_planes
-    )
+    return SceneDataset(store, samples.split, config.dataset, training=training, seed=seed, planes=config.model.mp_occ.num_planes)
 
 
 def run_training(config: ExperimentConfig, on_step: Callable[[Step], None], on_progress: OnProgress) -> Trained:

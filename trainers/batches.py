@@ -30,7 +30,7 @@ from scenemill.schemas.errors import ConfigError, Corrupt
 from scenemill.schemas.fields import VIEWS
 from scenemill.schemas.places import Place, Remote
 from scenemill.trainers.collate import Batch, Packed, collate, expand_batch, occupancy_below, pack
-from scenemill.trainers.examples import Example, ExampleReader, Skipped
+from scenemill.trainers.examples import Example, ExampleReader, Skipped, needed_fields
 from scenemill.trainers.order import Order, Visit
 from scenemill.trainers.planes import PLANES
 from scenemill.trainers.sidefiles import Generated, frustum_of, generated_root, list_generated
@@ -119,8 +119,8 @@ class SceneDataset(Dataset[Example | Skipped]):
         opened = [
             _opened(store) for store in (stores if isinstance(stores, Sequence) and not isinstance(stores, str) else [stores])
         ]
-        _check_alike(opened)
         self.config = config = config or DatasetConfig()
+        _check_alike(opened, config)
         self.on_error = on_error
         frustums = [frustum_of(config, store) if config.enable_3d else None for store in opened]
         alone = len(opened) == 1  # a frustum that all samples share is then the dataset's, and no sample has it
@@ -208,15 +208,35 @@ def _opened(store: "Store | str | Place") -> "Store":
     return store
 
 
-def _check_alike(stores: "Sequence[Store]") -> None:
+def _check_alike(stores: "Sequence[Store]", config: DatasetConfig) -> None:
     if not stores:
         raise ConfigError("no stores; give at least one")
     for store in stores:
         if store.layout.source == VIEWS:
             raise ConfigError(f"store {store.root} holds views of objects, not of rooms: scenemill fit, or its read(), takes them")
+        _check_fields(store, config)
     if len({(store.layout.grid, store.layout.image) for store in stores}) > 1:
         told = "; ".join(f"{store.root}: grid {store.layout.grid}, image {store.layout.image}" for store in stores)
         raise ConfigError(f"stores of one dataset have one grid and one image size; these have {told}")
+
+
+def _check_fields(store: "Store", config: DatasetConfig) -> None:
+    """Refuse a store of a source of one's own whose samples lack what an example is made of."""
+    layout = store.layout
+    needed = needed_fields(config, own_frustum=not layout.frustum)
+    lacking = needed - {field.name for field in layout.fields}
+    if lacking:
+        raise ConfigError(
+            f"store {store.root}, of the source {layout.source!r}, has no {', '.join(sorted(lacking))}; images alone need "
+            "enable_3d=False and enable_mp_occ=False, and its read() gives what it has"
+        )
+    optional = {field.name for field in layout.fields if not field.required} & needed
+    without = [names for names in store.samples["fields"].to_pylist() if not optional <= {*names}] if optional else []
+    if without:
+        raise ConfigError(
+            f"store {store.root}: {len(without)} samples lack one of {', '.join(sorted(optional))}; make these required in the form, "
+            "and samples without them are rejected"
+        )
 
 
 def _splits(store: "Store") -> set[str]:

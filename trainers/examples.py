@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scenemill.schemas.dataset import MEASURED, DatasetConfig
+from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import Field
-from scenemill.schemas.labels import VOID
+from scenemill.schemas.labels import LABELS, VOID
 from scenemill.trainers.augment import (
     IGNORE_LABEL,
     View,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, NDArray[Any]]
 
 _IMAGE_FIELDS: Final = ("rgb", "depth", "semantic_2d", "instance_2d", "intrinsics")
+_VOLUME_FIELDS: Final = ("weighting", "semantic_3d", "instance_3d")
 _OF_SAMPLE, _OF_BATCH = 0, 1  # two kinds of randomness
 
 
@@ -114,6 +116,8 @@ class ExampleReader:
         stuff = stuff_of(store.layout.source) if config.stuff_classes is None else config.stuff_classes
         self._stuff = self._labels.stuff(stuff)
         self._things = self._labels.things(config.num_thing_classes)
+        if store.layout.labels != LABELS:
+            self._stuff, self._things = _own_classes(store, config)
         self._shared_frustum = None if frustum is None else _frustum_blocks(frustum)
 
     def read(self, key: str, row: int, visit: Visit, *, has_room_mask: bool, image: Generated | None = None) -> Example:
@@ -298,6 +302,27 @@ class ExampleReader:
             blocks = self._store.reader.blocks(field, row)
         np.logical_not(blocks.values, out=blocks.values)
         return blocks
+
+
+def needed_fields(config: DatasetConfig, *, own_frustum: bool) -> set[str]:
+    """Names of the fields that examples are made of; with volumes also the frustum, where samples have their own."""
+    volumes = {*_VOLUME_FIELDS, *(["outside"] if own_frustum else [])} if config.enable_3d else set()
+    return {*_IMAGE_FIELDS, *volumes, *(["geometry"] if config.enable_3d or config.enable_mp_occ else [])}
+
+
+def _own_classes(store: "Store", config: DatasetConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The stuff and the things of a source of one's own, by its own labels."""
+    if config.label_map:
+        raise ConfigError(
+            f"label_map={config.label_map!r} speaks of the built-in classes; store {store.root} has labels of its own, and what is "
+            "learned of them is for its form to say"
+        )
+    kinds = {
+        thing: tuple(label.id for label in store.layout.labels if label.id != VOID and label.thing is thing)
+        for thing in (False, True)
+    }
+    stuff = kinds[False] if config.stuff_classes is None else config.stuff_classes
+    return stuff, tuple(label for label in kinds[True] if label not in stuff)
 
 
 def _true_volumes(grid: int, voxels: NDArray[Any], semantic: NDArray[Any], instance: NDArray[Any]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from scenemill.schemas import forms
-from scenemill.schemas.errors import WrongVersion
+from scenemill.schemas.errors import ConfigError, WrongVersion
 from scenemill.schemas.fields import VIEWS, Field, fields_of, raw_orientation
 from scenemill.schemas.labels import LABELS, Label
 from scenemill.transforms.geometry import voxel_size_m
@@ -69,6 +69,18 @@ class Layout:
         if self.own_fields:
             return self.own_labels
         return () if self.source == VIEWS else LABELS
+
+    def check_built_in_classes(self, where: str) -> None:
+        """Refuse classes of one's own, of which neither the networks nor the metric tables know anything.
+
+        Raises:
+            ConfigError: it has such.
+        """
+        if self.own_fields and self.own_labels != LABELS:
+            raise ConfigError(
+                f"store {where}, of the source {self.source!r}, has no built-in classes: those alone are trained, evaluated and scored; "
+                "let its form translate its ids to them (docs/new-source.md)"
+            )
 
     def storage(self, field: Field) -> Storage:
         """How a field's values are stored."""
