@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _SEVERITIES = ("error", "warning", "info")
 _STYLES = {"error": "red", "warning": "yellow", "info": "dim"}
 _ROWS = 40
+_ROOMY = 72  # columns of a terminal that has room for sentences beside names
 _OF_VOLUMES = re.compile("grid|_3d|voxel|geometry|surface|agree")  # columns that say nothing where there are no volumes
 
 
@@ -253,9 +254,11 @@ def store_json(store: Store) -> dict[str, Any]:
 def print_store(console: Console, store: Store) -> None:
     """A store's facts and fields."""
     facts = store_json(store)
-    fields = Table("field", "axes", "stored as", "unit", "meaning", box=None, header_style="bold", padding=(0, 1))
+    columns = ("field", "axes", "stored as", "unit", "meaning")[: 5 if console.width >= _ROOMY else 4]
+    fields = Table(*columns, box=None, header_style="bold", padding=(0, 1))
     for field in store.layout.fields:
-        fields.add_row(field.name, " ".join(field.axes), store.layout.storage(field).dtype, field.unit, field.meaning)
+        row = (field.name, " ".join(field.axes), store.layout.storage(field).dtype, field.unit, field.meaning)
+        fields.add_row(*row[: len(columns)])
     ratio = facts["stored_byte"] / max(1, facts["raw_byte"])
     _pairs(
         console,
@@ -289,7 +292,7 @@ def print_sample(console: Console, store: Store, key: str, png: Path | None) -> 
         shown[name] = " ".join(f"{value:.4g}" for value in facts[name]) if facts[name] else "none"
     shown["fields"] = ", ".join(facts["fields"])
     shown["splits"] = ", ".join(facts["splits"])
-    _pairs(console, shown)
+    _pairs(console, {name: _fact(name, value) for name, value in shown.items()})
     files = Table("raw file", "size", "sha256", "fields", box=None, header_style="bold", padding=(0, 1))
     for file in facts["files"]:
         files.add_row(file["path"], size(file["size_byte"]), file["sha256"][:16], ", ".join(file["fields"]))
@@ -299,6 +302,12 @@ def print_sample(console: Console, store: Store, key: str, png: Path | None) -> 
         print_findings(console, found)
     if png is not None:
         console.print(f"contact sheet: {png}")
+
+
+def _fact(name: str, value: Any) -> Any:
+    if name.endswith("_byte"):
+        return size(value)
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def versions_json(root: Place) -> list[dict[str, Any]]:

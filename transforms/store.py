@@ -5,6 +5,7 @@ sample, which fields a sample has, and that every file is as long as its receipt
 the same values and is there to be asked.
 """
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -245,8 +246,15 @@ class Store:
             ConfigError: no such sample in this version.
         """
         if key not in self._places:
-            raise ConfigError(f"sample {key!r}: not in version {self.version} of {self.root}; .keys and .findings say what is")
+            raise ConfigError(f"sample {key!r}: not in version {self.version} of {self.root}; {self._hint(key)}")
         return cast(dict[str, Any], self.samples.slice(self._places[key], 1).to_pylist()[0])
+
+    def _hint(self, key: str) -> str:
+        """What to do about a key that is not here."""
+        if key in self.findings["key"].to_pylist():
+            return "it was rejected, and the findings table says why"
+        near = difflib.get_close_matches(key, self._places, 1, 0.8) or list(self._places)[:1]
+        return f"a key is SCENE/IMAGE, for example {near[0]}" if near else "it holds no sample"
 
     def read(
         self,
