@@ -72,12 +72,12 @@ def read_map(name: str, mode: str, dtype: str) -> Decode:
 
 
 def read_pose(data: bytes, arrays: Arrays, facts: dict[str, Any]) -> None:
-    fill(arrays["world_from_camera"], np.loadtxt(data.decode().splitlines()))
+    fill(arrays["world_from_camera"], np.array(data.split(), float).reshape(4, 4))
 
 
 def read_intrinsics(data: bytes, arrays: Arrays, facts: dict[str, Any]) -> None:
     arrays["intrinsics"][...] = np.eye(4)
-    fill(arrays["intrinsics"][:3, :3], np.loadtxt(data.decode().splitlines()))
+    arrays["intrinsics"][:3, :3] = np.array(data.split(), float).reshape(3, 3)
 
 
 def check_height(sample: Sample) -> Iterator[Finding]:

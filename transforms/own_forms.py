@@ -122,9 +122,10 @@ def _import(name: str) -> tuple[ModuleType, str]:
         module = importlib.import_module(name)
     except Exception as error:
         raise ConfigError(f"source {name}: cannot be imported: {tell(error)}; install it for every worker") from error
-    if not module.__file__:
+    file = getattr(module, "__file__", None)
+    if not file:
         raise ConfigError(f"source {name}: no file; name the module that holds the form")
-    return module, sha256(_read_code(Path(module.__file__)))
+    return module, sha256(_read_code(Path(file)))
 
 
 def tell(error: BaseException) -> str:
