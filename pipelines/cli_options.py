@@ -25,7 +25,8 @@ def place(text: str) -> Place:
 SourceName = Annotated[
     str,
     typer.Argument(
-        help="front3d, matterport, synthetic_hospital, synthetic_warehouse or views.", autocompletion=completions.sources
+        help="front3d, matterport, synthetic_hospital, synthetic_warehouse or views; one of your own as FILE.py:NAME.",
+        autocompletion=completions.sources,
     ),
 ]
 StoreArgument = Annotated[

@@ -86,6 +86,11 @@ def dataflow_options(config: IngestConfig, runner: RunnerConfig) -> PipelineOpti
     _need_client()
     if config.repair:
         raise ConfigError("--repair reads the whole store again and again; run it with --runner local beside the store")
+    if ".py:" in config.source:
+        raise ConfigError(
+            f"source {config.source}: a file of this machine, which Dataflow's workers do not have; put it into their image as a module, "
+            "and name it package.module:NAME"
+        )
     where = (runner.temp_location or "").rstrip("/")
     flags = {
         "project": runner.project,
@@ -120,7 +125,7 @@ def _need_client() -> None:
 def _job_name(config: IngestConfig) -> str:
     """The same for every run into one store: the service refuses a second job of a name while the first runs."""
     store = hashlib.sha256(uri_of(config.output).encode()).hexdigest()[:8]
-    return f"scenemill-ingest-{config.source.replace('_', '-')}-{store}"
+    return f"scenemill-ingest-{re.sub('[^a-z0-9]+', '-', config.source.lower()).strip('-')}-{store}"
 
 
 def uri_of(path: Place | None) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 from scenemill.pipelines.examine import checks_of, examine
 from scenemill.pipelines.folder import read_folder
 from scenemill.pipelines.plan import make_plan
+from scenemill.pipelines.runner_options import RunnerConfig
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, Conflict, SourceError
 from scenemill.schemas.fields import Field, fields_of
@@ -442,3 +443,15 @@ def test_the_version_of_the_form_and_its_code_judge_with_the_checks(code: Path, 
 def test_what_speaks_of_distances_is_refused(precision: str, told: str, code: Path, raw: Path) -> None:
     with pytest.raises(ConfigError, match=told):
         IngestConfig(f"{code}:SOURCE", raw, precision=precision)
+
+
+def test_workers_of_dataflow_have_modules_and_no_files_of_this_machine() -> None:
+    pytest.importorskip("google.cloud.dataflow", reason="the extra gcp is not installed")
+    from scenemill.pipelines.runner_dataflow import dataflow_options
+
+    runner = RunnerConfig("dataflow", project="p-id", region="us-central1", temp_location="gs://bucket/tmp", image="registry/it:1")
+    config = IngestConfig("my_source.py:SOURCE", Path("gs://bucket/raw"), Path("gs://bucket/store"))
+    with pytest.raises(ConfigError, match="put it into their image as a module"):
+        dataflow_options(config, runner)
+    options = dataflow_options(replace(config, source="my_lab.Rooms:SOURCE"), runner)
+    assert str(options.get_all_options()["job_name"]).startswith("scenemill-ingest-my-lab-rooms-source-")
