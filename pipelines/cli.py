@@ -26,10 +26,12 @@ _INTERRUPTED: Final = 130  # of the shell, for a command that was stopped from t
 _RESUMED: Final = frozenset(("ingest", "train", "tune", "evaluate", "inference", "score", "fit", "demo"))
 """Verbs that go on where they were stopped."""
 
-_OF_PLACES: Final = frozenset(
-    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
-)
+_OF_PLACES: Final = frozenset((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST))
 """Errors of the system that are about a place the caller chose."""
+_OF_DISKS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
+"""Errors of the system that are about a disk, and may name no place."""
+_NO_MEMORY: Final = ("can't allocate memory", "Cannot allocate memory", "bad_alloc", "out of memory", "can't start new thread")
+"""What libraries say that raise errors of other classes."""
 
 _FIRST: Final = """Begin with made-up rooms:
 
@@ -72,7 +74,14 @@ def main() -> None:
             ),
             2,
         )
+    except MemoryError as error:
+        fail(_out_of_memory(error), 1)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            fail(_out_of_memory(error), 1)
+        if error.errno in _OF_DISKS:
+            place = error.filename or "the disk"
+            fail(ConfigError(f"{place}: {error.strerror}; give it room, or another disk, and run the same command again"), 2)
         if error.errno not in _OF_PLACES or error.filename is None:
             raise
         fail(ConfigError(f"{error.filename}: {error.strerror}; give a place that is there and can be written, with room on it"), 2)
@@ -80,7 +89,14 @@ def main() -> None:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the command line library
             error.show()  # type: ignore[attr-defined]
             sys.exit(2)
+        if any(said in str(error) for said in _NO_MEMORY):
+            fail(_out_of_memory(error), 1)
         raise
+
+
+def _out_of_memory(error: Exception) -> MemoryError:
+    said = (str(error).splitlines() or ["no more to be had"])[0][:200]
+    return MemoryError(f"memory ran out ({said}); give the command more, or let it do less at once, and run it again")
 
 
 def _version(wanted: bool) -> None:

@@ -3,7 +3,9 @@
 Workers hand back small tables as files in a folder that they and the driver see; a group counts when its ``.done`` file stands.
 """
 
+import contextlib
 import json
+import os
 import re
 import socket
 import threading
@@ -30,6 +32,7 @@ MARKER: Final = "driver"
 
 _ERROR: Final = ".error.json"
 _TOLD: Final = re.compile(r"scenemill\.schemas\.errors\.ConfigError: (.+?)(?= \[while running|\\n|\n|$)")
+_TOLD_OF_DISK: Final = re.compile(r"OSError: \[[Ee]rrno (\d+)\] [^:\[]+(?:: '([^']+)')?")
 
 
 def software() -> str:
@@ -59,13 +62,13 @@ class Work(Generic[Group]):
         try:
             self._check_place()
             tables = self.function(group)
-        except (SceneMillError, OSError, KeyboardInterrupt) as error:
+            for place, table in enumerate(tables):
+                pq.write_table(table, self.folder / f"{number}-{place}.tmp")
+                (self.folder / f"{number}-{place}.tmp").replace(self.folder / f"{number}-{place}.parquet")
+            (self.folder / f"{number}.done").touch()
+        except (SceneMillError, OSError, MemoryError, KeyboardInterrupt) as error:
             self._note(number, error)
             raise
-        for place, table in enumerate(tables):
-            pq.write_table(table, self.folder / f"{number}-{place}.tmp")
-            (self.folder / f"{number}-{place}.tmp").replace(self.folder / f"{number}-{place}.parquet")
-        (self.folder / f"{number}.done").touch()
         reached("group done")
         return number
 
@@ -87,9 +90,11 @@ class Work(Generic[Group]):
             "kind": type(error).__name__,
             "message": getattr(error, "strerror", None) or str(error),
             "errno": getattr(error, "errno", None),
+            "filename": str(getattr(error, "filename", None) or self.folder),
             "parts": [getattr(error, name, "") for name in ("check", "observed", "expected")],
         }
-        (self.folder / f"{number}{_ERROR}").write_text(json.dumps(note))
+        with contextlib.suppress(OSError):  # a disk without room has none for the note: the driver reads what Beam says
+            (self.folder / f"{number}{_ERROR}").write_text(json.dumps(note))
 
 
 def done_groups(folder: Path) -> set[int]:
@@ -111,15 +116,22 @@ def raised_by_worker(folder: Path, told: BaseException) -> BaseException | None:
         told: what the runner made of it.
     """
     for path in sorted(folder.glob(f"*{_ERROR}")):
-        note = json.loads(path.read_text())
+        try:
+            note = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue  # the disk that failed the worker failed its note
         kind = getattr(errors, note["kind"], None)
         if note["kind"] == "KeyboardInterrupt":
             return KeyboardInterrupt()
+        if note["kind"] == "MemoryError":
+            return MemoryError(note["message"])
         if kind is errors.SourceError:
             return errors.SourceError(*note["parts"])
         if isinstance(kind, type) and issubclass(kind, SceneMillError):
             return kind(note["message"])
-        return OSError(note["errno"], note["message"])
+        return OSError(note["errno"], note["message"], note["filename"])
+    if found := _TOLD_OF_DISK.search(str(told)):
+        return OSError(int(found[1]), os.strerror(int(found[1])), found[2] or str(folder))
     found = _TOLD.search(str(told))  # of a worker that does not see the folder
     return ConfigError(found[1]) if found else None
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from scenemill.schemas.errors import Corrupt
+from scenemill.schemas.fields import Field
 from scenemill.schemas.places import Place
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.steps import reached
@@ -198,7 +199,7 @@ class PartWriter:
     def append(self, position: int, sample: Sample, facts: Mapping[str, Any], findings: Sequence[Finding]) -> None:
         """Write a sample that passed as the ``position``-th of the part."""
         stored_byte = sum(
-            shard.append(position, sample[field.name]) for field, shard in self._shards.items() if field.name in sample
+            self._append(position, field, shard, sample) for field, shard in self._shards.items() if field.name in sample
         )
         row = sample_row(sample, facts, findings)
         row["part"] = self._part.id
@@ -210,6 +211,10 @@ class PartWriter:
         self._rows.append(row)
         self._raw_byte += row["raw_byte"]
         self._findings.extend(finding_rows(sample, findings, rejected=False))
+
+    def _append(self, position: int, field: Field, shard: ShardWriter, sample: Sample) -> int:
+        with publish.naming(shard.path):
+            return shard.append(position, sample[field.name])
 
     def reject(self, sample: Sample, findings: Sequence[Finding]) -> None:
         """Note why a sample is not written; its row stays empty."""
@@ -224,7 +229,8 @@ class PartWriter:
         """
         files: dict[str, Mapping[str, Any]] = {}
         for field, shard in self._shards.items():
-            files[shard_path(field, self._part.slot)] = shard.close()
+            with publish.naming(shard.path):
+                files[shard_path(field, self._part.slot)] = shard.close()
         reached("shards written")
         for field, shard in self._shards.items():
             path = shard_path(field, self._part.slot)

@@ -166,16 +166,36 @@ def write_whole(path: Place, data: bytes) -> None:
         return
     if path.is_file() and path.read_bytes() == data:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    reached("file flushed")
-    temporary.replace(path)  # replace, not rename: rename fails on Windows when the target exists
-    _sync_folder(path.parent)
+    with naming(path):
+        make_folder(path.parent)
+        temporary = _temporary(path)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        reached("file flushed")
+        temporary.replace(path)  # replace, not rename: rename fails on Windows when the target exists
+        _sync_folder(path.parent)
     reached("file placed")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in an error of the system that names none, as those of writes and flushes do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, so that they are there after a loss of power as well."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        _sync_folder(path.parent)
 
 
 def lengthen(path: Place, document: bytes) -> None:
@@ -219,7 +239,7 @@ def place(temporary: Path, target: Place, checksum: str) -> None:
         target.create(temporary)
         temporary.unlink()
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     try:
         os.link(temporary, target)
     except FileExistsError as error:
@@ -232,7 +252,8 @@ def place(temporary: Path, target: Place, checksum: str) -> None:
             temporary.replace(target)  # a file system without links; the store's lock keeps others away
         elif checksum_of(target) != checksum:
             raise Conflict(f"{target}: another run wrote this part; end all runs on the store, then run again") from error
-    _sync_folder(target.parent)
+    with naming(target):
+        _sync_folder(target.parent)
     temporary.unlink(missing_ok=True)
 
 

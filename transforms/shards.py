@@ -4,6 +4,7 @@ A chunk that holds nothing but the fill value is not written; the index says so.
 flipped bit is noticed by every Zarr reader.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -156,5 +157,6 @@ class ShardWriter:
         return {"size_byte": self._size, "sha256": self._sum.hexdigest()}
 
     def close_file(self) -> None:
-        """Let go of the file as it is."""
-        self._file.close()
+        """Let go of the file as it is; after an error, of one that no longer matters."""
+        with contextlib.suppress(OSError):  # what is left in the buffer finds no room either
+            self._file.close()
