@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,9 @@ from scenemill.transforms.publish import checksum_of
 from scenemill.transforms.ranges import LocalRanges, RangeReader, RemoteRanges
 from scenemill.transforms.reader import Box, ShardReader
 from scenemill.transforms.rows import read_rows
+
+if TYPE_CHECKING:
+    import xarray
 
 _DOCUMENT_KEY: Final = "scenemill"
 _ADVICE: Final = '"scenemill ingest ... --repair" restores it'
@@ -292,6 +295,29 @@ class Store:
             axes = raw_orientation(self.layout.source)
             arrays.update({field.name: np.flip(arrays[field.name], axes) for field in wanted if field.is_volume})
         return Sample(key, arrays, facts)
+
+    def to_xarray(self, chunked: bool | None = None) -> "xarray.Dataset":
+        """All samples as one dataset that reads when it is asked: of a volume only the chunks that a slice touches.
+
+        Args:
+            chunked: whether its arrays are Dask's, a sample in each chunk; None for where Dask is installed.
+
+        Returns:
+            A variable for each field, (sample, ...) in the field table's axes and dtypes, with units and meaning. ``sample`` is the
+            index of keys, in their order; ``x``, ``y``, ``z`` count voxels, ``row`` and ``column`` pixels. A sample that lacks a field,
+            by ``samples["fields"]``, holds its fill value there.
+
+        Raises:
+            ConfigError: xarray is not installed.
+            Corrupt: when values are read; a file is missing, of another length, or fails a checksum.
+        """
+        try:
+            from scenemill.transforms.xarrays import to_xarray
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f'{error.name} is not installed; a store as xarray needs it: pip install "scenemill[exchange]"'
+            ) from error
+        return to_xarray(self, chunked)
 
     def _check_box(self, box: Box | None, raw_volumes: bool) -> None:
         if box is None:

@@ -36,8 +36,9 @@ HOMES = {
     "skimage": ("transforms/meshes.py",),
     "trimesh": ("trainers/gltf.py",),
     "duckdb": ("pipelines/query.py",),
+    "xarray": ("transforms/xarrays.py", "transforms/store.py"),  # the latter for its types alone
     "deltalake": ("pipelines/tables.py",),
-    "matplotlib": ("pipelines/charts.py",),
+    "matplotlib": ("pipelines/charts.py", "pipelines/charts_card.py"),
     "lightning_fabric": ("trainers/devices.py", "trainers/train.py"),
     "optuna": ("pipelines/tuning.py",),
     "onnx": ("trainers/nvpanoptix3d/export.py",),
