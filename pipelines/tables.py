@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
+from scenemill.pipelines.tables_flush import flush_commits, marks, settled
 from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, NotPublished
 from scenemill.schemas.published import PREFIX, published_scores
 from scenemill.schemas.steps import reached
@@ -52,15 +53,17 @@ def append_run(folder: Path, run: str, tables: Mapping[str, pa.Table]) -> None:
         Conflict: another attempt at the run left other rows than these, or too many writers were at it.
     """
     _check(run, tables)
-    _create(folder)
-    reached("metric tables made")
-    if _open(folder, "scores").transaction_version(run) is not None:
-        return
-    for name, schema in TABLES.items():
-        rows = tables.get(name, schema.empty_table())
-        if not _commit(folder, name, run, rows) and name != "scores":  # two attempts' scores differ, by their time
-            _compare(folder, name, run, rows)
-        reached("metric rows committed")
+    _address(folder, "scores")
+    with settled(folder, tuple(TABLES)):
+        _create(folder)
+        reached("metric tables made")
+        if _open(folder, "scores").transaction_version(run) is not None:
+            return
+        for name, schema in TABLES.items():
+            rows = tables.get(name, schema.empty_table())
+            if not _commit(folder, name, run, rows) and name != "scores":  # two attempts' scores differ, by their time
+                _compare(folder, name, run, rows)
+            reached("metric rows committed")
 
 
 def datasets(folder: Path) -> dict[str, ds.Dataset]:
@@ -161,6 +164,7 @@ def _create(folder: Path) -> None:
         except CommitFailedError:
             if not DeltaTable.is_deltatable(where):  # else another process made it first
                 raise
+        flush_commits(folder / name, -1)
     _commit(folder, "scores", PREFIX, published_scores())
 
 
@@ -189,11 +193,13 @@ def _commit(folder: Path, name: str, run: str, rows: pa.Table) -> bool:
         table = _open(folder, name)
         if table.transaction_version(run) is not None:
             return False
+        before = table.version()
         try:
             write_deltalake(table, rows, mode="append", commit_properties=once)  # the snapshot looked at: see the top of this file
         except CommitFailedError as error:  # the same run came between, or other columns
             refused = error
         else:
+            flush_commits(folder / name, before)
             return True
     raise Conflict(f"tables {folder}: run {run!r} could not be added to {name} ({refused}). Run the same again") from refused
 
@@ -217,9 +223,12 @@ def _open(folder: Path, name: str) -> DeltaTable:
 
 def _unreadable(folder: Path, name: str, error: Exception) -> Corrupt:
     why = str(error).partition("\n")[0]
-    return Corrupt(
-        f"tables {folder}: {name} cannot be read ({why}). Restore it from a copy, or score the runs into another folder."
+    advice = (
+        "Score the run again that was under way"
+        if marks(folder)
+        else "Restore it from a copy, or score the runs into another folder"
     )
+    return Corrupt(f"tables {folder}: {name} cannot be read ({why}). {advice}.")
 
 
 def _address(folder: Path, name: str) -> str:
