@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := build/demo
 LINK := build/link/scenemill
 
-.PHONY: setup demo check test faults overfit bench gpu-check triton airflow clean
+.PHONY: setup demo check test faults overfit notebooks bench gpu-check triton airflow clean
 
 setup: .venv/ready
 
@@ -54,6 +54,9 @@ faults: setup
 
 overfit: setup  # the tiny experiments as shipped, to a PQ near 1, and the whole line: half an hour on two cores
 	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/e2e/test_overfit.py tests/e2e/test_demo.py
+
+notebooks: setup  # those of examples, from the first cell to the last
+	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/e2e/test_notebooks.py
 
 bench: setup
 	$(BIN)/python benchmarks/ingest.py
