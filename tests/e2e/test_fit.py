@@ -110,7 +110,7 @@ def test_everything_is_left_behind(store: Path, tmp_path: Path) -> None:
     assert [line["epoch"] for line in lines] == [epoch.epoch for epoch in told] == [0, 1]
     assert lines[1]["mask_iou"] == pytest.approx(fitted.mean("mask_iou"))
     with Image.open(tmp_path / "views.png") as picture:
-        assert picture.size == (2 * 48 + 6, 3 * (48 + 20))
+        assert picture.size == (2 * 144 + 6, 3 * (144 + 20))  # three times as large, for room to write
     log = TimelapseParser(tmp_path / "timelapse")
     (item,) = [held for held in log.dir_info["mesh"] if held["category"] == CATEGORY]
     assert (item["ids"], item["end_time"]) == ([0], 2)
