@@ -10,6 +10,7 @@ import scenemill
 from scenemill.pipelines import (
     cli_batches,
     cli_experiments,
+    cli_export,
     cli_ingest,
     cli_jobs,
     cli_numbers,
@@ -123,6 +124,7 @@ _PANELS: Final = {
     "Batches": "bench-loader order",
     "Models": "default-specs schema train tune evaluate inference export export-triton gen-trt-engine fit",
     "Numbers": "selfcheck score query report",
+    "Exchange": "card export-raw export-coco export-mesh",
     "See": "view mock-checkpoints demo",
     "Operate": "schedule serve-jobs jobs",
 }
@@ -143,7 +145,18 @@ def _verb(registered: Any) -> str:
     return name
 
 
-for group in (cli_ingest, cli_synth, cli_store, cli_batches, cli_experiments, cli_numbers, cli_view, cli_jobs, cli_schedule):
+for group in (
+    cli_ingest,
+    cli_synth,
+    cli_store,
+    cli_export,
+    cli_batches,
+    cli_experiments,
+    cli_numbers,
+    cli_view,
+    cli_jobs,
+    cli_schedule,
+):
     group.register(app)
 app.command()(fit)
 _sort_into_panels(app)

@@ -18,7 +18,7 @@ from scenemill.transforms import geometry, images, npz
 from scenemill.transforms.sources import Arrays, RawFile
 
 LABEL_DTYPES: Final = ("uint32", "int32", "uint16", "int16", "uint8", "int64", "uint64")
-_CAMPOSE: Final = {
+CAMPOSE: Final = {
     "camera2world": ((4, 4), "float64"),
     "blender_matrix": ((4, 4), "float64"),
     "blender_location": ((3,), "float64"),
@@ -28,6 +28,8 @@ _CAMPOSE: Final = {
     "fov_y": ((), "float64"),
     "room_id": ((), "int64"),
 }
+"""Arrays of a campose file: shape and dtype."""
+
 _RGB_NAME: Final = re.compile(r"rgb_(\d{4,})\.png\Z", re.ASCII)
 _IMAGE_ID: Final = re.compile(r"\d{4,}\Z", re.ASCII)
 
@@ -109,7 +111,7 @@ def _weighting(data: bytes, arrays: Arrays, facts: dict[str, Any]) -> None:
 
 
 def _campose(data: bytes, arrays: Arrays, facts: dict[str, Any]) -> None:
-    pose = {name: npz.read_array(data, name, shape, (dtype,)) for name, (shape, dtype) in _CAMPOSE.items()}
+    pose = {name: npz.read_array(data, name, shape, (dtype,)) for name, (shape, dtype) in CAMPOSE.items()}
     arrays["world_from_camera"][...] = pose.pop("camera2world")
     facts["campose"] = {name: array.ravel().tolist() if array.ndim else array.item() for name, array in pose.items()}
 

@@ -199,8 +199,13 @@ def _constant_plane(shape: tuple[int, ...], dtype: str, fill: float) -> _Packed:
 
 def write_front3d_mask(root: Path, grid: int) -> None:
     """Write meta/frustum_mask.npz, turned like the volumes."""
+    write_mask(root, front3d_frustum(grid))
+
+
+def write_mask(root: Path, frustum: NDArray[np.bool_]) -> None:
+    """Write an image-aligned (X, Y, Z) frustum as meta/frustum_mask.npz, turned like the volumes."""
     (root / "meta").mkdir()
-    write_npz(root / "meta" / "frustum_mask.npz", {"mask": front3d_frustum(grid)[::-1, ::-1]})
+    write_npz(root / "meta" / "frustum_mask.npz", {"mask": frustum[::-1, ::-1]})
 
 
 def write_front3d_view(folder: Path, image: str, view: View, room: int) -> None:
@@ -218,7 +223,7 @@ def write_front3d_view(folder: Path, image: str, view: View, room: int) -> None:
     labels = (_label_planes(view, values, surface, rotated=True) for values in (view.semantic, things))
     geometry = planes_of(view.distance, TRUNCATION_VOXELS, np.float64, view.columns, rotated=True)
     Image.fromarray(view.rgb).save(folder / f"rgb_{image}.png", compress_level=1)
-    _write_depth_exr(folder / f"depth_{image}.exr", view.depth_m)
+    write_depth_exr(folder / f"depth_{image}.exr", view.depth_m)
     write_npz(folder / f"segmap_{image}.mapped.npz", {"data": np.stack([view.semantic, view.instance], axis=-1)[view.hit]})
     write_npz(folder / f"geometry_{image}.npz", {"data": geometry})
     write_npz(folder / f"segmentation_{image}.mapped.npz", {"data": _stack_planes(list(labels))})
@@ -231,7 +236,8 @@ def _label_planes(view: View, values: NDArray[np.uint32], where: NDArray[np.bool
     return planes_of(labels, 0, np.int32, view.columns, rotated=rotated)
 
 
-def _write_depth_exr(path: Path, depth_m: NDArray[np.float32]) -> None:
+def write_depth_exr(path: Path, depth_m: NDArray[np.float32]) -> None:
+    """Write (H, W) float32 as the single channel Z of an OpenEXR file."""
     import OpenEXR  # 60 ms of import that Matterport3D does not need
 
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
@@ -292,14 +298,19 @@ def write_matterport_view(
     Image.fromarray(in_room).save(root / "room_mask" / scene / f"{name}_rm{view_id}.png", compress_level=1)
 
 
-def write_lists(root: Path, splits: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+def write_lists(
+    root: Path,
+    splits: Mapping[str, Sequence[tuple[str, str]]],
+    image: tuple[int, int] = (IMAGE_SIZE[1], IMAGE_SIZE[0]),
+) -> None:
     """Write train.json and its like, one per split, and label_map.json, in the form of the published files.
 
     Args:
         root: folder of the dataset.
         splits: split name to (scene id, image id) pairs.
+        image: (height, width) of all images, pixels.
     """
-    width, height = IMAGE_SIZE
+    height, width = image
     for split, pairs in splits.items():
         records = [{"scene_id": scene, "image_id": image, "height": height, "width": width} for scene, image in pairs]
         (root / f"{split}.json").write_text(json.dumps(records), encoding="utf-8")

@@ -9,7 +9,7 @@ Source: the synthetic views that ``kaolin.io.render`` of NVIDIA Kaolin imports; 
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ FOCAL_MM: Final = 24.0
 """The lens that a view is written with where nothing else is asked for: that of the published sample, 47.2 degrees wide."""
 
 _LARGEST_PIXEL: Final = 1 << 15
+_LENS_STEPS: Final = 32  # of the last digit; tangents and their inverses are exact to a few
 _CV_FROM_GL: Final = np.diag([1.0, -1.0, -1.0])  # x right, y down, z forward from x right, y up, -z forward
 
 Matrix = NDArray[np.float64]
@@ -215,6 +216,31 @@ def metadata_document(metadata: ViewMetadata) -> dict[str, Any]:
         "asset_transforms": [[name, world.tolist()] for name, world in metadata.assets],
         **metadata.boxes,
     }
+
+
+def exact_document(metadata: ViewMetadata) -> dict[str, Any]:
+    """``metadata_document`` with a lens from which ``read_metadata`` gets the very projection, to the bit.
+
+    Raises:
+        ConfigError: no lens gives it: it was not read from one.
+    """
+    document = metadata_document(metadata)
+    camera = document["camera_properties"]
+    for aperture, focal in _lenses_near(float(metadata.projection[0, 0])):
+        if np.array_equal(projection_of(field_of_view(aperture, focal), metadata.image), metadata.projection):
+            camera.update(horizontal_aperture=aperture, focal_length=focal)
+            return document
+    raise ConfigError(f"projection {metadata.projection.ravel().tolist()}: no lens of {metadata.image} pixels gives it")
+
+
+def _lenses_near(scale: float) -> Iterator[tuple[float, float]]:
+    """Lenses of a projection's first scale: of the usual aperture, then of any, each with the next numbers below and above."""
+    for aperture, focal in ((APERTURE_MM, APERTURE_MM / 2 * scale), (1 / scale, 0.5)):
+        for step in sorted(range(-_LENS_STEPS, _LENS_STEPS + 1), key=abs):
+            if aperture == APERTURE_MM:
+                yield aperture, focal + step * math.ulp(focal)
+            else:
+                yield aperture + step * math.ulp(aperture), focal
 
 
 @dataclass(frozen=True)
