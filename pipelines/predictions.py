@@ -32,7 +32,7 @@ from scenemill.schemas.errors import SourceError
 from scenemill.schemas.labels import LABELS, Label
 from scenemill.schemas.steps import reached
 from scenemill.transforms import folders, npz
-from scenemill.transforms.publish import remove, write_whole
+from scenemill.transforms.publish import withdraw, write_whole
 
 _LIMIT_BYTE: Final = 1 << 28
 _JSON_LIMIT_BYTE: Final = 1 << 24
@@ -158,7 +158,7 @@ def write_prediction(
     files |= pictures or {}
     files["segments.json"] = json.dumps(table).encode()
     if any(not (folder / name).is_file() or (folder / name).read_bytes() != data for name, data in files.items()):
-        remove(folder / "segments.json")  # never beside maps of another prediction
+        withdraw(folder / "segments.json")  # never beside maps of another prediction
         reached("prediction withdrawn")
     for name, data in files.items():
         write_whole(folder / name, data)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 from uuid import uuid4
 
-from scenemill.transforms.publish import make_folder, naming, remove, write_whole
+from scenemill.transforms.publish import make_folder, naming, withdraw, write_whole
 
 _MARK: Final = ".unflushed-"
 _LOG: Final = "_delta_log"
@@ -68,8 +68,7 @@ def _take_back(table: Path) -> None:
     entries = _entries(table)
     if not entries or _is_whole(table, entries[-1]):
         return
-    remove(entries[-1])
-    _flush(table / _LOG)
+    withdraw(entries[-1])
 
 
 def _entries(table: Path) -> list[Path]:

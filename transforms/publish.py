@@ -301,6 +301,13 @@ def remove(path: Place) -> int:
     return 0
 
 
+def withdraw(path: Path) -> None:
+    """Remove a file, if it is there, so that it does not come back after a loss of power."""
+    if remove(path):
+        with naming(path):
+            _sync_folder(path.parent)
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -1,0 +1,108 @@
+"""As ``forks.py``, for the tests of failing storage, which load ``disk.c`` before it: an ingest that does not judge the table as a whole
+(which costs most of a small one, and no published byte depends on it), and the other writers of the house.
+
+    ["ingest", ...]                  the command line
+    ["metrics", FOLDER, RUN]         a run of one score, into metric tables
+    ["checkpoint", FILE, SEED]       a checkpoint of random weights, and the link to the latest
+    ["prediction", FOLDER, SEED]     a prediction for one image
+"""
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from scenemill.pipelines import human, ingest
+from scenemill.pipelines.cli import main
+from scenemill.pipelines.predictions import Prediction, write_prediction
+from scenemill.pipelines.tables import append_run
+from scenemill.schemas.tables import SCORES
+from scenemill.validators.suites import Expected
+
+assert human is not None  # imported so that children need not
+
+
+def no_judgement(*args: object) -> Expected:
+    return Expected(0, 0, ())
+
+
+def score_row(run: str) -> dict[str, Any]:
+    """A row with a value in every column that needs one."""
+    row: dict[str, Any] = {}
+    for column in SCORES:
+        kind = column.type
+        if pa.types.is_string(kind):
+            row[column.name] = "any"
+        elif pa.types.is_timestamp(kind):
+            row[column.name] = datetime(2026, 1, 1, tzinfo=UTC)
+        elif pa.types.is_boolean(kind):
+            row[column.name] = True
+        elif not column.nullable:
+            row[column.name] = 1
+    return row | {"run": run}
+
+
+def add_metrics(folder: str, run: str) -> None:
+    append_run(Path(folder), run, {"scores": pa.Table.from_pylist([score_row(run)], schema=SCORES)})
+
+
+def add_checkpoint(path: str, seed: str) -> None:
+    import torch
+
+    from scenemill.trainers.checkpoint import point_latest, save_checkpoint
+
+    weights = torch.randn(64, 64, generator=torch.Generator().manual_seed(int(seed)))
+    save_checkpoint(Path(path), {"state_dict": {"backbone.weight": weights}})
+    point_latest(Path(path).parent, Path(path), "model")
+
+
+def add_prediction(root: str, seed: str) -> None:
+    rng = np.random.default_rng(int(seed))
+    segments, depth = rng.integers(0, 3, (12, 16)), rng.random((12, 16), np.float32)
+    write_prediction(Path(root), "scene/0001", Prediction(segments, {1: 1, 2: 2}, depth))
+
+
+def run(args: list[str], env: dict[str, str], log: str) -> NoReturn:
+    """Do one thing: own session, own log, no way back."""
+    os.setsid()
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(env)
+    ingest.expect = no_judgement  # type: ignore[assignment]
+    sys.argv = ["scenemill", *args]
+    others = {"metrics": add_metrics, "checkpoint": add_checkpoint, "prediction": add_prediction}
+    code: Any = 1
+    try:
+        others.get(args[0], lambda *_: main())(*args[1:])
+        code = 0
+    except SystemExit as leave:
+        code = leave.code
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            print(os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1]), flush=True)
+        else:
+            print(os.fork() or run(**request), flush=True)
+
+
+if __name__ == "__main__":
+    for module in sys.argv[1:]:
+        importlib.import_module(module)  # so that children need not
+    serve()
