@@ -22,7 +22,7 @@ COLORS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00
 _INK: Final = "#1d2530"
 _FAINT: Final = "#5a6572"
 _GRID: Final = "#e3e8ed"
-_STYLE: Final[dict[Any, Any]] = {
+STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",  # text stays text: it can be found, copied and read aloud
     "font.size": 9,
     "text.parse_math": False,
@@ -38,6 +38,8 @@ _STYLE: Final[dict[Any, Any]] = {
     "ytick.labelcolor": _INK,
     "grid.color": _GRID,
 }
+"""Of every chart."""
+
 _LABELLED: Final = 3  # with more bars a class, their numbers would touch
 
 
@@ -52,7 +54,7 @@ def bars(name: str, alt: str, classes: Sequence[str], values: Sequence[Sequence[
         unit: what is measured.
     """
     thick = 0.8 / len(values)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 0.6 + len(classes) * (0.12 + 0.11 * len(values))), layout="constrained")
         axes = figure.subplots()
         for number, row in enumerate(values):
@@ -66,7 +68,7 @@ def bars(name: str, alt: str, classes: Sequence[str], values: Sequence[Sequence[
         axes.set(xlim=(0, 100), ylim=(len(classes) - 0.5, -0.5), xlabel=f"{unit}, percent")
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
-        return _svg(figure, name, alt)
+        return svg(figure, name, alt)
 
 
 def histogram(name: str, alt: str, bins: Sequence[Sequence[int]], unit: str) -> str:
@@ -78,7 +80,7 @@ def histogram(name: str, alt: str, bins: Sequence[Sequence[int]], unit: str) -> 
         bins: a row for each run, with the numbers of equal bins.
         unit: what is measured.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.9, 2.6), layout="constrained")
         axes = figure.subplots()
         for number, row in enumerate(bins):
@@ -88,7 +90,7 @@ def histogram(name: str, alt: str, bins: Sequence[Sequence[int]], unit: str) -> 
         axes.tick_params(length=0)
         axes.grid(axis="y")
         axes.spines["left"].set_visible(False)
-        return _svg(figure, name, alt)
+        return svg(figure, name, alt)
 
 
 def curves(name: str, alt: str, places: Sequence[int], values: Sequence[Sequence[float | None]], units: tuple[str, str]) -> str:
@@ -101,7 +103,7 @@ def curves(name: str, alt: str, places: Sequence[int], values: Sequence[Sequence
         values: fractions, a row for each line and in it one for each place; a None leaves a gap.
         units: what places are counted in, and what is measured.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.9, 2.8), layout="constrained")
         axes = figure.subplots()
         for row, color in zip(values, COLORS, strict=False):
@@ -116,7 +118,7 @@ def curves(name: str, alt: str, places: Sequence[int], values: Sequence[Sequence
         axes.tick_params(length=0)
         axes.grid(axis="y")
         axes.spines["left"].set_visible(False)
-        return _svg(figure, name, alt)
+        return svg(figure, name, alt)
 
 
 def speed(stage_ms: Mapping[str, float], samples_per_s: Mapping[str, float], waits_ms: Sequence[float], path: Path) -> None:
@@ -128,7 +130,7 @@ def speed(stage_ms: Mapping[str, float], samples_per_s: Mapping[str, float], wai
         waits_ms: of the last of those, batch after batch.
         path: of a PNG or SVG file.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 2.8), layout="constrained", dpi=120)
         stages, rates, waits = figure.subplots(1, 3, width_ratios=(5, 4, 5))
         for axes, values, unit in ((stages, stage_ms, "ms per sample, one process"), (rates, samples_per_s, "samples per second")):
@@ -155,7 +157,7 @@ def _outline(axes: Axes, row: Sequence[int], color: str, filled: bool) -> None:
     axes.stairs(heights, edges, color=color, linewidth=1.8)
 
 
-def _svg(figure: Figure, name: str, alt: str) -> str:
+def svg(figure: Figure, name: str, alt: str) -> str:
     """The drawing as an element of a page."""
     sink = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():

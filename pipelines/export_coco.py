@@ -1,8 +1,6 @@
-"""A store's images and 2D labels as a data set in the panoptic format of COCO.
-
-annotations/panoptic_SPLIT.json     images, segments and categories of one split
-panoptic_SPLIT/SCENE/IMAGE.png      the segments' ids as colours
-images/SCENE/IMAGE.png              the colours of the image
+"""A store's images and 2D labels as a data set in the panoptic format of COCO: the folder ``annotations`` has a
+``panoptic_SPLIT.json`` for each split, and beside it, in ``panoptic_SPLIT/SCENE/IMAGE.png``, the segments' ids as colours; the images
+themselves are ``images/SCENE/IMAGE.png``.
 """
 
 import json
@@ -74,7 +72,7 @@ def _export_image(store: Store, key: str, number: int, folder: Path) -> tuple[di
     sample = store.read(key, _FIELDS)
     ids = segment_map(sample["semantic_2d"], sample["instance_2d"], store.layout.labels)
     name, splits = f"{key}.png", sample.facts["splits"]
-    for place, pixels in ("images", sample["rgb"]), *((f"panoptic_{split}", colors_of(ids)) for split in splits):
+    for place, pixels in ("images", sample["rgb"]), *((f"annotations/panoptic_{split}", colors_of(ids)) for split in splits):
         path = folder / place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
@@ -87,7 +85,7 @@ def _export_image(store: Store, key: str, number: int, folder: Path) -> tuple[di
 def _write_splits(store: Store, told: list[tuple[dict[str, Any], dict[str, Any], list[str]]], folder: Path) -> dict[str, int]:
     info = {"description": f"{store.layout.source}, from a scenemill store", "version": store.version}
     counts = {}
-    (folder / "annotations").mkdir()
+    (folder / "annotations").mkdir(exist_ok=True)
     for split in sorted({split for *_, splits in told for split in splits}, key=split_rank):
         chosen = [(image, annotation) for image, annotation, splits in told if split in splits]
         images, annotations = [image for image, _ in chosen], [annotation for _, annotation in chosen]
