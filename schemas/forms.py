@@ -28,7 +28,7 @@ _AXES: Final = ("row", "column", "channel", "x", "y", "z", "to", "from", "world"
 _DTYPES: Final = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)), "float32", "float64")
 _SHUFFLES: Final = ("noshuffle", "shuffle", "bitshuffle")
 _LARGEST_GRID: Final = 512
-_LARGEST_ID: Final = 255
+_LARGEST_ID: Final = 254  # 255 is of pixels that teach nothing
 _BUILT_IN: Final = {field.name: field for source in ("matterport", "front3d") for field in fields_of(source)}
 
 

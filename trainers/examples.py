@@ -24,7 +24,15 @@ from scenemill.trainers.augment import (
     resize_nearest,
     resize_rgb,
 )
-from scenemill.trainers.instances import Instances, depth_units, evaluation_semantic, instances_of, learned_classes, stuff_of
+from scenemill.trainers.instances import (
+    EVALUATION_VOID,
+    Instances,
+    depth_units,
+    evaluation_semantic,
+    instances_of,
+    learned_classes,
+    stuff_of,
+)
 from scenemill.trainers.order import Visit
 from scenemill.trainers.planes import PlaneTables, plane_occupancy, plane_tables
 from scenemill.trainers.sidefiles import Generated, label_map_of, read_generated
@@ -112,12 +120,11 @@ class ExampleReader:
         self._plane_count = planes
         self._fields = {field.name: field for field in store.layout.fields}
         self._matterport = store.layout.source == "matterport"
+        own = _own_classes(store, config) if store.layout.labels != LABELS else None
+        self._evaluation_void = IGNORE_LABEL if own else EVALUATION_VOID
         self._labels = label_map_of(config)
         stuff = stuff_of(store.layout.source) if config.stuff_classes is None else config.stuff_classes
-        self._stuff = self._labels.stuff(stuff)
-        self._things = self._labels.things(config.num_thing_classes)
-        if store.layout.labels != LABELS:
-            self._stuff, self._things = _own_classes(store, config)
+        self._stuff, self._things = own or (self._labels.stuff(stuff), self._labels.things(config.num_thing_classes))
         self._shared_frustum = None if frustum is None else _frustum_blocks(frustum)
 
     def read(self, key: str, row: int, visit: Visit, *, has_room_mask: bool, image: Generated | None = None) -> Example:
@@ -235,7 +242,7 @@ class ExampleReader:
             tensors["room_mask"] = torch.from_numpy(np.ascontiguousarray(view.room_mask))
             tensors["room_mask_buol"] = torch.from_numpy(np.ascontiguousarray(plane))
         if not self._training:
-            tensors["raw_sem_seg"] = torch.from_numpy(evaluation_semantic(arrays["semantic_2d"]))
+            tensors["raw_sem_seg"] = torch.from_numpy(evaluation_semantic(arrays["semantic_2d"], self._evaluation_void))
             tensors["raw_inst_seg"] = torch.from_numpy(arrays["instance_2d"].astype(np.int32))
             tensors["raw_depth"] = torch.from_numpy(depth_units(arrays["depth"]))
         return tensors

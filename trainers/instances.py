@@ -18,7 +18,7 @@ from scenemill.trainers.segments import check_shapes
 STUFF_ID: Final = -1
 """The id of a stuff mask: it merges all instances of its class."""
 
-_EVALUATION_VOID: Final = 13  # number of classes + 1
+EVALUATION_VOID: Final = 13  # number of classes + 1
 _DEPTH_STEPS_PER_M: Final = 256
 _LABELS: Final = 256  # as many as a byte holds
 
@@ -141,13 +141,13 @@ def _tables(semantic: NDArray[np.uint8], instance: NDArray[Any], depth: NDArray[
     return (names, *tables)
 
 
-def evaluation_semantic(semantic: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The true classes as the 2D evaluation takes them: void is 13.
+def evaluation_semantic(semantic: NDArray[np.uint8], void: int = EVALUATION_VOID) -> NDArray[np.uint8]:
+    """The true classes as the 2D evaluation takes them: void is 13, unless something else is given.
 
     >>> evaluation_semantic(np.array([0, 1, 12], np.uint8))
     array([13,  1, 12], dtype=uint8)
     """
-    return np.where(semantic == VOID, np.uint8(_EVALUATION_VOID), semantic)
+    return np.where(semantic == VOID, np.uint8(void), semantic)
 
 
 def depth_units(depth: NDArray[np.float32]) -> NDArray[np.int32]:

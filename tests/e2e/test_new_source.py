@@ -140,3 +140,43 @@ def test_a_broken_source_is_told_which_promise_it_breaks(raw: Path, tmp_path: Pa
     assert any(line.endswith("rgb hold something of the sample read before, or of chance") for line in told)
     assert any("depth, empty: is taken for a good file" in line for line in told)
     assert any("split_overlap" in line for line in told)
+
+
+LABELLED = """
+from dataclasses import replace
+from scenemill import Form, Label
+import runpy
+TOLD = runpy.run_path(EXAMPLE)
+ROAD = tuple(Label(old.id + 20, f"kind {old.id}", old.thing, old.color) for old in TOLD["SOURCE"].labels[1:])
+
+def read_label(data, arrays, facts):
+    TOLD["read_label"](data, arrays, facts)
+    arrays["semantic_2d"][arrays["semantic_2d"] > 0] += 20
+
+FILES = tuple(replace(file, decode=read_label) if file.kind == "label" else file for file in TOLD["FILES"])
+SOURCE = replace(TOLD["SOURCE"], name="kinds", files=FILES, labels=ROAD)
+"""
+
+
+def test_labels_of_its_own_are_shown_and_batched_but_neither_trained_nor_scored(raw: Path, store: Store, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(f"EXAMPLE = {str(EXAMPLES / 'rgbd_source.py')!r}\n{LABELLED}")
+    ingest(IngestConfig(f"{mine}:SOURCE", raw, tmp_path / "store"))
+    own = open_store(tmp_path / "store")
+    assert {label["name"] for label in own.manifest["labels"]} == {f"kind {number}" for number in range(1, 13)}
+    key = own.keys[0]
+    assert np.array_equal(
+        own.read(key)["semantic_2d"], np.where(store.read(key)["semantic_2d"] > 0, store.read(key)["semantic_2d"] + 20, 0)
+    )
+    images = DatasetConfig(enable_mp_occ=False, stuff_classes=(10, 11, 12))
+    kinds, rooms = (
+        next(iter(SceneLoader(SceneDataset(one, None, config), batch_size=2)))
+        for one, config in ((own, DatasetConfig(enable_mp_occ=False)), (store, images))
+    )
+    assert (kinds.tensors["gt_classes"] - 20).tolist() == rooms.tensors["gt_classes"].tolist()
+    assert kinds.masks_of.tolist() == rooms.masks_of.tolist()
+    with pytest.raises(ConfigError, match=r"label_map='map.json' speaks of the built-in classes"):
+        SceneDataset(own, None, DatasetConfig(enable_mp_occ=False, label_map="map.json"))
+    with pytest.raises(ConfigError, match="of the source 'kinds', has no built-in classes"):
+        own.layout.check_built_in_classes("store")
+    store.layout.check_built_in_classes("store")

@@ -129,7 +129,7 @@ def test_a_form_says_which_fields_there_are() -> None:
         ({"version": "a b"}, "version"),
         ({"grid": -1}, "grid -1"),
         ({"labels": (TOWN, TOWN)}, "each once"),
-        ({"labels": (replace(TOWN, id=256),)}, "0 to 255"),
+        ({"labels": (replace(TOWN, id=255),)}, "0 to 254"),
         ({"labels": (replace(TOWN, name=""),)}, "texts of 1 to 64"),
         ({"labels": (replace(TOWN, color=(0, 0, 256)),)}, "a colour"),
         ({"files": ()}, "one called 'rgb'"),
