@@ -8,6 +8,7 @@ from typing import Final
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from scenemill.pipelines.card import Card
 from scenemill.pipelines.charts import COLORS, STYLE, svg
@@ -111,7 +112,7 @@ def _observed(shares: Sequence[float]) -> Plot:
 
 def _count_samples(axes: Axes, what: str) -> None:
     axes.set(xlabel=what, ylabel="samples")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
