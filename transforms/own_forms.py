@@ -214,7 +214,7 @@ def list_own(own: Own, root: Place, splits: Sequence[str]) -> tuple[dict[str, Li
             observed = f"twice in {', '.join(sorted({*before.splits} & {*given.splits}))}"
             findings.setdefault(given.key, []).append(Finding("list", "", "warning", observed, "once"))
         names = {*given.splits, *(before.splits if before else ())}
-        found[given.key] = Listed(given.key, tuple(sorted(names, key=split_rank)))
+        found[given.key] = Listed(given.key, tuple(sorted(names, key=split_rank)), size=(before or given).size)
     return _chosen(found, splits, own), findings
 
 

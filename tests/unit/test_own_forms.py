@@ -455,3 +455,30 @@ def test_workers_of_dataflow_have_modules_and_no_files_of_this_machine() -> None
         dataflow_options(config, runner)
     options = dataflow_options(replace(config, source="my_lab.Rooms:SOURCE"), runner)
     assert str(options.get_all_options()["job_name"]).startswith("scenemill-ingest-my-lab-rooms-source-")
+
+
+MATTERPORT = """
+from scenemill import Form
+from scenemill.schemas.fields import fields_of
+from scenemill.transforms import matterport3d, sources
+
+def list_samples(root):
+    return sources.list_samples("matterport", root)[0]
+
+SOURCE = Form("rooms", fields_of("matterport"), matterport3d.FILES, list_samples, matterport3d.paths, grid=64)
+"""
+
+
+def test_a_form_with_volumes_reads_and_counts_what_the_built_in_source_does(matterport_world: Path, code: Path) -> None:
+    code.write_text(MATTERPORT)
+    source, listed = opened(code, matterport_world)
+    same, _ = list_samples("matterport", matterport_world)
+    built_in = open_source("matterport", matterport_world, same)
+    assert listed == same and source.grid == built_in.grid == 64
+    found = [examine(one, listed[0]) for one in (source, built_in)]
+    assert found[0][0] == found[1][0] and found[0][1] == []
+    own, room = (facts for _, _, facts in found)
+    assert own.pop("geometry_float32_exact") and {name for name in room if own[name] != room[name]} <= {
+        "depth_on_surface_share",  # the camera lies in the grid as in 3D-Front
+        "labels_agree_share",
+    }
