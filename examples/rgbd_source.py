@@ -28,8 +28,8 @@ ROOM = {field.name: field for field in fields_of("front3d")}  # what one of thes
 FIELDS = (
     ROOM["rgb"],
     ROOM["depth"],
-    ROOM["semantic_2d"],
-    ROOM["instance_2d"],
+    replace(ROOM["semantic_2d"], origin="label"),
+    replace(ROOM["instance_2d"], origin="instance"),
     replace(ROOM["intrinsics"], origin="intrinsics"),
     replace(ROOM["world_from_camera"], origin="pose"),
     Field("confidence", ("row", "column"), "uint8", 0, "", "of the depth: 0 low, 1, 2 high", "confidence", required=False),

@@ -119,6 +119,11 @@ class Form:
         known = {field.name for field in self.fields}
         given = {name for file in self.files for name in file.fields}
         _refuse(bool(given - known), f"{where}: files give {sorted(given - known)}, which are no fields of it")
+        strange = [f"{field.name} from {field.origin!r}" for field in self.fields if field.origin.partition(":")[0] not in kinds]
+        _refuse(
+            bool(strange),
+            f"{where}: {', '.join(strange)}: the origin of a field begins with the kind of a file, {', '.join(kinds)}",
+        )
         sure = {name for file in self.files if file.required for name in file.fields}
         lacking = [field.name for field in self.fields if field.name not in (sure if field.required else given)]
         _refuse(bool(lacking), f"{where}: no required file gives {lacking}; name one, or give the field required=False")

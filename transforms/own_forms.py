@@ -78,7 +78,10 @@ def load_form(reference: str, digest: str) -> Form:
     else:
         module, found = _import(place)
         _check_digest(found, digest, reference)
-    form = getattr(module, name, None)
+    if not hasattr(module, name):
+        held = ", ".join(key for key, value in vars(module).items() if isinstance(value, Form))
+        raise ConfigError(f"source {reference}: no {name} in it; its forms are {held or 'none'}")
+    form = getattr(module, name)
     if not isinstance(form, Form):
         raise ConfigError(f"source {reference}: {name} is {type(form).__name__}; make it a scenemill.Form")
     return replace(form, files=tuple(_careful(file, form) for file in form.files))

@@ -70,6 +70,7 @@ def no_paths(key: SampleKey) -> dict[str, str]:
 
 def form(fields: tuple[Field, ...] = (RGB,), files: tuple[RawFile, ...] | None = None, **more: Any) -> Form:
     given = (RawFile("rgb", tuple(field.name for field in fields), decode),) if files is None else files
+    fields = tuple(replace(field, origin="rgb") for field in fields) if files is None else fields
     return Form(**{"name": "mine", "fields": fields, "files": given, "list_samples": no_samples, "paths": no_paths, **more})
 
 
@@ -137,6 +138,7 @@ def test_a_form_says_which_fields_there_are() -> None:
         ({"files": (RawFile("rgb", ("rgb", "night"), decode),)}, "no fields of it"),
         ({"files": (RawFile("rgb", ("rgb",), decode, required=False),)}, "no required file gives"),
         ({"files": (RawFile("rgb", (), decode), RawFile("other", ("rgb",), decode))}, "gives no 'rgb'"),
+        ({"fields": (RGB, ROOM["semantic_2d"]), "files": (RawFile("rgb", ("rgb", "semantic_2d"), decode),)}, "from 'segmap:data"),
     ],
 )
 def test_a_form_that_does_not_fit_is_refused_in_words(change: dict[str, Any], told: str) -> None:
@@ -254,7 +256,9 @@ def test_a_reference_to_nothing_is_told(reference: str, told: str) -> None:
         ("SOURCE = 1 / 0", r"ZeroDivisionError.*\(my_source.py, line 1\)"),
         ("def (", "SyntaxError"),
         ("import no_such_thing", "ModuleNotFoundError"),
-        ("x = 1", "SOURCE is NoneType"),
+        ("x = 1", "no SOURCE in it; its forms are none"),
+        ("SOURCE = 1", "SOURCE is int; make it a scenemill.Form"),
+        (CODE.replace("SOURCE =", "ROOMS ="), "no SOURCE in it; its forms are ROOMS"),
     ],
 )
 def test_code_that_cannot_be_run_is_told_with_its_line(text: str, told: str, code: Path) -> None:
@@ -387,7 +391,10 @@ def with_field(code: Path, field: str, value: str) -> Path:
     """The height, as another field of one value."""
     return change(
         code,
-        ('HEIGHT = Field("height", ("row", "column"), "int16", -1, "cm", "above the floor", "height")', f"HEIGHT = {field}"),
+        (
+            'HEIGHT = Field("height", ("row", "column"), "int16", -1, "cm", "above the floor", "height")',
+            f'from dataclasses import replace\nHEIGHT = replace({field}, origin="height")',
+        ),
         ('("height",), read_height', "(HEIGHT.name,), read_height"),
         ("    values = [int(word) for word in data.split()]\n", ""),
         ('arrays["height"].reshape(-1)[:len(values)] = values', f"arrays[HEIGHT.name][...] = {value}"),
