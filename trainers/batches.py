@@ -228,7 +228,7 @@ def _check_fields(store: "Store", config: DatasetConfig) -> None:
     if lacking:
         raise ConfigError(
             f"store {store.root}, of the source {layout.source!r}, has no {', '.join(sorted(lacking))}; images alone need "
-            "enable_3d=False and enable_mp_occ=False, and its read() gives what it has"
+            "enable_3d=False and enable_mp_occ=False (bench-loader: --2d --no-planes), and its read() gives what it has"
         )
     optional = {field.name for field in layout.fields if not field.required} & needed
     without = [names for names in store.samples["fields"].to_pylist() if not optional <= {*names}] if optional else []
