@@ -264,7 +264,7 @@ def test_mesh_files_of_every_kind_hold_the_same_surface(stores: dict[str, Store]
     for suffix in (".usd", ".usda"):
         export_mesh(store, store.keys[0], tmp_path / f"mesh{suffix}")
         found = usd.import_mesh(str(tmp_path / f"mesh{suffix}"))
-        assert np.array_equal(found.vertices.numpy(), mesh.vertices)
+        assert found is not None and np.array_equal(found.vertices.numpy(), mesh.vertices)
     present = {segment >> 16 for segment in np.unique(mesh.segments).tolist()}
     assert present - {0} <= set(store.facts(store.keys[0])["classes_3d"]) and len(present) > 3
 
