@@ -29,6 +29,12 @@ SourceName = Annotated[
         autocompletion=completions.sources,
     ),
 ]
+MadeUpSource = Annotated[
+    str,
+    typer.Argument(
+        help="front3d, matterport, synthetic_hospital, synthetic_warehouse or views.", autocompletion=completions.sources
+    ),
+]
 StoreArgument = Annotated[
     Any, typer.Argument(parser=place, metavar="PATH|URI", help="The store's folder, or s3://BUCKET/STORE, gs://BUCKET/STORE.")
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scenemill.pipelines.cli_options import AsJson, SourceName
+from scenemill.pipelines.cli_options import AsJson, MadeUpSource
 from scenemill.pipelines.progress import progress
 from scenemill.pipelines.terminal import say
 from scenemill.schemas.errors import ConfigError
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 def _register_synth(app: typer.Typer) -> None:
     @app.command()
     def synth(
-        source: SourceName,
+        source: MadeUpSource,
         out: Annotated[Path, typer.Argument(help="A new or empty folder.")],
         scenes: Annotated[int | None, typer.Option(help="Rooms. Default: 3.")] = None,
         views: Annotated[int | None, typer.Option(help="Views of each room, default 4; or of the object, default 100.")] = None,

@@ -14,10 +14,13 @@ from scenemill.pipelines.examine import checks_of, examine
 from scenemill.pipelines.folder import read_folder
 from scenemill.pipelines.plan import make_plan
 from scenemill.pipelines.runner_options import RunnerConfig
+from scenemill.pipelines.schedule_files import load_schedule
 from scenemill.schemas.config import IngestConfig
+from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.errors import ConfigError, Conflict, SourceError
 from scenemill.schemas.fields import Field, fields_of
 from scenemill.schemas.forms import Form, Listed, RawFile, fill, from_json, to_json
+from scenemill.schemas.jobs import IngestSpec
 from scenemill.schemas.labels import LABELS, Label
 from scenemill.schemas.sample import SampleKey
 from scenemill.schemas.tables import Finding
@@ -420,6 +423,27 @@ def with_field(code: Path, field: str, value: str) -> Path:
 def test_fields_that_rooms_have_too_are_held_to_the_same(field: str, value: str, check: str, code: Path, raw: Path) -> None:
     found = {one.check for one in findings_of(with_field(code, field, value), raw) if one.blocks}
     assert check in found if check else not found
+
+
+# --- who may name code
+
+
+@pytest.mark.parametrize("spec", [IngestSpec, DatasetConfig])
+def test_no_request_names_code(spec: Any) -> None:
+    given = (
+        {"name": "my_source.py:SOURCE"}
+        if spec is DatasetConfig
+        else {"source": "my_source.py:SOURCE", "input": "raw", "output": "store"}
+    )
+    with pytest.raises(ConfigError, match="allowed is 'front3d'"):
+        spec(**given)
+
+
+def test_no_schedule_names_code(tmp_path: Path) -> None:
+    path = tmp_path / "nightly.yaml"
+    path.write_text("source: my_source.py:SOURCE\ninput: raw\noutput: store\nstart: 2026-01-01\n")
+    with pytest.raises(ConfigError, match="source"):
+        load_schedule(path)
 
 
 # --- provenance
