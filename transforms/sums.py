@@ -79,10 +79,11 @@ class Glance:
 
 
 def fingerprint_of(source: Source, listed: Listed, glance: Glance | None = None) -> str:
-    """What the file system or the service says of a view's files, as one checksum."""
+    """What the file system or the service says of a view's files, as one checksum; other code of one's own may take other files."""
     glance = glance or Glance(source.root)
     parts = [f"{kind} {path} {glance.of(path)}" for kind, path in raw_files(source, listed).items()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    own = [f"code {source.digest}"] if source.digest else []
+    return hashlib.sha256("\n".join([*parts, *own]).encode()).hexdigest()
 
 
 def sums_of(source: Source, listed: Listed, glance: Glance | None = None) -> Sums:

@@ -464,6 +464,21 @@ def test_changed_code_makes_other_parts_and_its_place_does_not(code: Path, raw: 
     assert plan_id(code, raw) != before
 
 
+def test_sums_that_other_code_remembered_are_made_anew(code: Path, raw: Path) -> None:
+    """Whether a file that is not there counts is for the code to say."""
+    (raw / "a" / "0.txt").unlink()
+    config = IngestConfig(f"{code}:SOURCE", raw)
+    before = read_folder(config, {}, None, lambda *args: None).sums
+    change(
+        code,
+        ('"cm", "above the floor", "height")', '"cm", "above the floor", "height", required=False)'),
+        ("read_height))", "read_height, required=False))"),
+    )
+    after = read_folder(config, before, None, lambda *args: None)
+    assert after.sums["a/0"].digest != before["a/0"].digest and after.sums["b/0"].digest == before["b/0"].digest
+    assert examine(after.source, after.samples[0])[0].facts["digest"] == after.sums["a/0"].digest
+
+
 def test_the_version_of_the_form_and_its_code_judge_with_the_checks(code: Path, raw: Path) -> None:
     first = checks_of(opened(code, raw)[0])
     second = checks_of(opened(change(code, ("paths)", 'paths, version="2")')), raw)[0])
