@@ -401,8 +401,8 @@ def _write(
     try:
         meshes = draw_meshes(config, found, intrinsic, labels) | draw_points(config, found, rgb, intrinsic)
         pictures = meshes | {"view.png": to_png(draw_view(rgb, found, labels))}
+        _name_classes(root, labels)  # first: whoever finds all predictions complete writes nothing more
         write_prediction(root, key, found, intrinsic=intrinsic, pictures=pictures, labels=labels)
-        _name_classes(root, labels)
     except OSError as error:
         return f"its predictions cannot be written ({error.strerror or error})"
     return ""

@@ -32,7 +32,7 @@ from scenemill.schemas.errors import SourceError
 from scenemill.schemas.labels import LABELS, Label
 from scenemill.schemas.steps import reached
 from scenemill.transforms import folders, npz
-from scenemill.transforms.publish import withdraw, write_whole
+from scenemill.transforms.publish import remove, withdraw, write_whole
 
 _LIMIT_BYTE: Final = 1 << 28
 _JSON_LIMIT_BYTE: Final = 1 << 24
@@ -131,7 +131,7 @@ def write_prediction(
     pictures: Mapping[str, bytes] | None = None,
     labels: Sequence[Label] = LABELS,
 ) -> None:
-    """Write one prediction; the table comes last, so that a folder that has one is whole.
+    """Write one prediction; the table comes last, so that a folder that has one is whole. One process writes a folder.
 
     Args:
         root: folder of the predictions.
@@ -157,6 +157,8 @@ def write_prediction(
         table.update(stage=2, segments_3d=_entries(prediction.classes_3d or {}, labels))
     files |= pictures or {}
     files["segments.json"] = json.dumps(table).encode()
+    for left in folder.glob(".*"):
+        remove(left)  # of a process that was killed
     if any(not (folder / name).is_file() or (folder / name).read_bytes() != data for name, data in files.items()):
         withdraw(folder / "segments.json")  # never beside maps of another prediction
         reached("prediction withdrawn")

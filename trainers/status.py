@@ -78,6 +78,10 @@ class Curves:
             self._wandb.log(dict(numbers), step=step)
         reached("point drawn")
 
+    def flush(self) -> None:
+        """Write what is held back of TensorBoard's curves."""
+        self._board.flush()
+
     def close(self) -> None:
         """Write what is held back. While an exception is on its way, Weights & Biases is told that the run failed."""
         self._board.close()

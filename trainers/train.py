@@ -337,6 +337,8 @@ class _Run:
         self.saved_step = self.step
         if not self.fabric.is_global_zero:
             return
+        if self.curves is not None:
+            self.curves.flush()  # first: whoever goes on from the checkpoint does not draw what was before it
         path = self.folder / checkpoint_name(self.epoch, self.step, unit)
         document = {
             "state_dict": {

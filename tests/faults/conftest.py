@@ -46,11 +46,28 @@ class Mill:
 
     def start(self, *args: object, kill_at: str = "") -> int:
         """Start a command; it kills itself at a step of ``STEPS`` if one is named. Returns its process id."""
+        return self._fork({"args": [str(arg) for arg in args]}, kill_at)
+
+    def _fork(self, asked: Mapping[str, object], kill_at: str) -> int:
         self._started += 1
         log = self._logs / f"{self._started}.txt"
-        pid = self._ask({"args": [str(arg) for arg in args], "env": {"SCENEMILL_KILL_AT": kill_at}, "log": str(log)})
+        pid = self._ask({**asked, "env": {"SCENEMILL_KILL_AT": kill_at}, "log": str(log)})
         self._log_of[pid] = log
         return pid
+
+    def load(self, *modules: str) -> None:
+        """Have modules imported once, before the commands that need them are forked."""
+        for module in modules:
+            self._ask({"load": module})
+
+    def start_deed(self, deed: str, kill_at: str = "", **given: object) -> int:
+        """Start a function of ``deeds.py``; what it is given are plain values. Returns its process id."""
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+        return self._fork({"deed": deed, "given": plain}, kill_at)
+
+    def do(self, deed: str, kill_at: str = "", **given: object) -> Done:
+        """Do a deed, and wait for the end of it."""
+        return self.wait(self.start_deed(deed, kill_at, **given))
 
     def start_ingest(self, world: Path, store: Path, *options: object, kill_at: str = "") -> int:
         """Start to ingest a made-up folder, two samples to a part."""
@@ -61,9 +78,9 @@ class Mill:
         code = self._ask({"wait": pid})
         return Done(code, self._log_of.pop(pid).read_text(errors="replace"))
 
-    def run(self, *args: object) -> Done:
+    def run(self, *args: object, kill_at: str = "") -> Done:
         """Start a command and wait for its end."""
-        return self.wait(self.start(*args))
+        return self.wait(self.start(*args, kill_at=kill_at))
 
     def ingest(self, world: Path, store: Path, *options: object, kill_at: str = "") -> Done:
         """Ingest a made-up folder, and wait for the end of it."""
@@ -101,7 +118,7 @@ class Mill:
 @pytest.fixture(scope="session")
 def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
     logs = tmp_path_factory.mktemp("logs")
-    environment = os.environ | {"GX_ANALYTICS_ENABLED": "false"}
+    environment = os.environ | {"GX_ANALYTICS_ENABLED": "false", "OMP_NUM_THREADS": "1"}
     with (
         (logs / "forks.txt").open("w") as said,
         subprocess.Popen(

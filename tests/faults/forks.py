@@ -2,10 +2,13 @@
 
 Reads requests from standard input, one JSON document a line, and answers each on standard output:
 
-    {"args": ["ingest", ...], "env": {...}, "log": PATH}   forks a process that runs the command  ->  its process id
+    {"args": ["ingest", ...], "env": {...}, "log": PATH}    forks a process that runs the command  ->  its process id
+    {"deed": NAME, "given": {...}, "env": ..., "log": ...}   the same for a function of ``deeds.py``
     {"wait": PID}                                            ->  its exit code, below zero for a signal
+    {"load": MODULE}                                         imports what later forks shall find imported  ->  0
 """
 
+import importlib
 import json
 import os
 import sys
@@ -19,18 +22,17 @@ from scenemill.pipelines import human, ingest  # noqa: F401
 from scenemill.pipelines.cli import main
 
 
-def run(args: list[str], env: dict[str, str], log: str) -> NoReturn:
-    """Be the command: own session, own log, no way back."""
+def run(env: dict[str, str], log: str, **asked: Any) -> NoReturn:
+    """Be the command or the deed: own session, own log, no way back."""
     os.setsid()
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(handle, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(env)
-    sys.argv = ["scenemill", *args]
     code: Any = 1
     try:
-        main()
+        do(**asked)
         code = 0
     except SystemExit as leave:
         code = leave.code
@@ -41,6 +43,19 @@ def run(args: list[str], env: dict[str, str], log: str) -> NoReturn:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
+def do(args: list[str] | None = None, deed: str = "", given: dict[str, Any] | None = None) -> None:
+    if args is not None:
+        sys.argv = ["scenemill", *args]
+        main()
+    else:
+        getattr(importlib.import_module("deeds"), deed)(**given or {})
+
+
+def load(module: str) -> int:
+    importlib.import_module(module)
+    return 0
+
+
 def exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -48,7 +63,13 @@ def exit_code(pid: int) -> int:
 def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
-        print(exit_code(request["wait"]) if "wait" in request else os.fork() or run(**request), flush=True)
+        if "load" in request:
+            answer = load(request["load"])
+        elif "wait" in request:
+            answer = exit_code(request["wait"])
+        else:
+            answer = os.fork() or run(**request)
+        print(answer, flush=True)
 
 
 if __name__ == "__main__":
