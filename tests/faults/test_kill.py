@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tests.faults.conftest import Mill
 
 KILLS: Final = (*STEPS["ingest"], "shard placed:4", "shard placed:13", "part tables written:2", "receipt written:2")
-ROUNDS: Final = 5
-KILLS_PER_ROUND: Final = 4
+SEEDS: Final = [(0, 1, 2), *(pytest.param(seed, 5, 4, marks=pytest.mark.full) for seed in range(1, 11))]
+"""Seed -> rounds, and kills in each of them."""
 WORKER_STEPS: Final = ("shards written", "shard placed:3", "part tables written", "receipt written")
 
 
@@ -138,18 +138,25 @@ def kill_somewhere(mill: "Mill", world: Path, store: Path, rng: random.Random) -
     return mill.wait(pid).code
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("seed", "rounds", "kills"), SEEDS)
 def test_run_killed_at_random_times_is_completed_by_the_next(
-    seed: int, mill: "Mill", front3d_world: Path, small_store: Path, train_store: Path, grown_store: Path, tmp_path: Path
+    seed: int,
+    rounds: int,
+    kills: int,
+    mill: "Mill",
+    front3d_world: Path,
+    small_store: Path,
+    train_store: Path,
+    grown_store: Path,
+    tmp_path: Path,
 ) -> None:
     rng = random.Random(seed)
-    for number in range(ROUNDS):
+    for number in range(rounds):
         store, grows = tmp_path / f"store-{number}", rng.random() < 0.5
         if grows:
             shutil.copytree(train_store, store)
         old, whole = (mill.published(train_store), grown_store) if grows else (None, small_store)
-        for _ in range(KILLS_PER_ROUND):
+        for _ in range(kills):
             assert kill_somewhere(mill, front3d_world, store, rng) in (0, -signal.SIGKILL)
             assert mill.published(store) in (old, mill.published(whole))
         again = mill.ingest(front3d_world, store, "--workers", rng.choice((1, 2)))

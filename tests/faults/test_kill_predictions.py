@@ -81,7 +81,7 @@ def test_a_first_prediction_that_is_not_whole_has_no_table(mill: "Mill", tmp_pat
 def scenes_of(folder: Path) -> dict[tuple[str, float], tuple[bytes, ...]]:
     """(category, iteration) -> what the log holds there."""
     log = TimelapseParser(folder)
-    found = {}
+    found: dict[tuple[str, float], tuple[bytes, ...]] = {}
     for kind, category in (("pointcloud", "cloud"), ("mesh", "mesh")):
         if not (folder / category).is_dir() or category not in log.get_category_names_by_type(kind):
             continue

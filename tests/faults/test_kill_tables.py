@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from tests.faults.conftest import Mill
 
 KILLS: Final = ("metric tables made", *(f"metric rows committed:{number}" for number in range(1, len(TABLES) + 1)))
-SHORT: Final = ("group done", "metric rows committed:2")
+SHORT: Final = ("metric rows committed:2",)
+SEEDS: Final = [(0, 2), *(pytest.param(seed, 3, marks=pytest.mark.full) for seed in range(1, 20))]
+"""Seed -> kills before the scoring is left to end."""
 LAST: Final = KILLS[-1]
 
 
@@ -125,20 +127,21 @@ def score_args(told: Path, store: Path, tables: Path) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def scored(mill: "Mill", told: Path, small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tables of a scoring that nothing broke off."""
+def scored(mill: "Mill", told: Path, small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The tables of a scoring that nothing broke off, and its seconds."""
     mill.load("scenemill.pipelines.score", "scenemill.pipelines.tables")
     tables = tmp_path_factory.mktemp("scored") / "tables"
+    began = time.monotonic()
     done = mill.run(*score_args(told, small_store, tables))
     assert done.code == 0, done.said
-    return tables
+    return tables, time.monotonic() - began
 
 
 @pytest.mark.parametrize(
     "kill_at", [pytest.param(step, marks=() if step in SHORT else pytest.mark.full) for step in ("group done", *KILLS)]
 )
 def test_a_scoring_killed_at_a_step_is_completed_by_the_next(
-    kill_at: str, mill: "Mill", told: Path, small_store: Path, scored: Path, tmp_path: Path
+    kill_at: str, mill: "Mill", told: Path, small_store: Path, scored: tuple[Path, float], tmp_path: Path
 ) -> None:
     tables = tmp_path / "tables"
     killed = mill.run(*score_args(told, small_store, tables), kill_at=kill_at)
@@ -146,5 +149,21 @@ def test_a_scoring_killed_at_a_step_is_completed_by_the_next(
     assert len(runs_seen(tables) if (tables / "scores").exists() else ()) == (kill_at == LAST)
     again = mill.run(*score_args(told, small_store, tables))
     assert again.code == 0, again.said
-    assert held_in(tables) == held_in(scored)
+    assert held_in(tables) == held_in(scored[0])
     assert list((tables / ".work").iterdir()) == []
+
+
+@pytest.mark.parametrize(("seed", "kills"), SEEDS)
+def test_a_scoring_killed_at_random_times_is_completed(
+    seed: int, kills: int, mill: "Mill", told: Path, small_store: Path, scored: tuple[Path, float], tmp_path: Path
+) -> None:
+    rng, tables = random.Random(f"score {seed}"), tmp_path / "tables"
+    for _ in range(kills):
+        pid = mill.start(*score_args(told, small_store, tables))
+        time.sleep(rng.uniform(0.0, scored[1]))
+        os.kill(pid, signal.SIGKILL)
+        assert mill.wait(pid).code in (0, -signal.SIGKILL)
+        assert len(runs_seen(tables) if (tables / "scores" / "_delta_log").exists() else ()) <= 1
+    again = mill.run(*score_args(told, small_store, tables))
+    assert again.code == 0, again.said
+    assert held_in(tables) == held_in(scored[0])
