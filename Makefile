@@ -4,14 +4,14 @@ BIN := .venv/bin
 DEMO := build/demo
 LINK := build/link/scenemill
 
-.PHONY: setup demo check test faults overfit notebooks bench gpu-check triton airflow clean
+.PHONY: setup demo check test faults overfit notebooks docs bench gpu-check triton airflow clean
 
 setup: .venv/ready
 
 .venv/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "torch>=2.6,<=2.13.0"
-	$(BIN)/pip install --quiet --editable ".[ingest,dask,gcp,train,tables,view,schedule,jobs,dev]"
+	$(BIN)/pip install --quiet --editable ".[ingest,dask,gcp,train,tables,view,schedule,jobs,docs,dev]"
 	touch .venv/ready
 
 demo: setup
@@ -43,7 +43,7 @@ check: setup $(LINK)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p scenemill.schemas -p scenemill.validators -p scenemill.transforms -p scenemill.trainers -p scenemill.pipelines
-	$(BIN)/mypy tests benchmarks examples
+	$(BIN)/mypy tests benchmarks examples docs
 	$(BIN)/python -m pytest -q --doctest-modules schemas validators transforms pipelines trainers
 
 test: check  # JOBS=8 for more processes; each has one thread, as small tensors gain nothing from more
@@ -57,6 +57,9 @@ overfit: setup  # the tiny experiments as shipped, to a PQ near 1, and the whole
 
 notebooks: setup  # those of examples, from the first cell to the last
 	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/e2e/test_notebooks.py
+
+docs: setup  # the site, at build/docs/index.html; a warning is an error
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
 
 bench: setup
 	$(BIN)/python benchmarks/ingest.py
