@@ -17,7 +17,6 @@ from scenemill.pipelines.runner_options import RunnerConfig
 from scenemill.pipelines.runner_portable import beam_options
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, SceneMillError
-from scenemill.schemas.places import Place
 
 _LIMIT_BYTE: Final = 10 << 20
 """Of a job's graph. Source: the quotas in Dataflow's documentation."""
@@ -61,7 +60,7 @@ def run_on_dataflow(config: IngestConfig, runner: RunnerConfig) -> Job:
         SceneMillError: the job did not end well; the message has its last word.
     """
     options = dataflow_options(config, runner)
-    _check_folders(config, runner, options)
+    _check_folders(config, options)
     from apache_beam.runners.dataflow.dataflow_runner import DataflowPipelineResult, DataflowRunner, DataflowRuntimeException
 
     service = DataflowRunner()
@@ -124,17 +123,8 @@ def _need_client() -> None:
 
 def _job_name(config: IngestConfig) -> str:
     """The same for every run into one store: the service refuses a second job of a name while the first runs."""
-    store = hashlib.sha256(uri_of(config.output).encode()).hexdigest()[:8]
+    store = hashlib.sha256(str(config.output).encode()).hexdigest()[:8]
     return f"scenemill-ingest-{re.sub('[^a-z0-9]+', '-', config.source.lower()).strip('-')}-{store}"
-
-
-def uri_of(path: Place | None) -> str:
-    """A folder as text; where ``Path`` took a URI for a path of folders, the URI.
-
-    >>> uri_of(Path("gs://bucket/raw")), uri_of(Path("/data/raw"))
-    ('gs://bucket/raw', '/data/raw')
-    """
-    return re.sub(r"^gs:/(?=[^/])", "gs://", str(path))
 
 
 def _is_loopback(options: PipelineOptions) -> bool:
@@ -156,17 +146,15 @@ def _check_options(options: PipelineOptions) -> None:
         raise ConfigError(f"Dataflow would refuse this job: {'; '.join(errors)}")
 
 
-def _check_folders(config: IngestConfig, runner: RunnerConfig, options: PipelineOptions) -> None:
+def _check_folders(config: IngestConfig, options: PipelineOptions) -> None:
     """Workers of the service reach buckets and nothing else; one on this machine reaches what this machine does."""
     if config.output is None:
         raise ConfigError("ingest needs an output store")
     if _is_loopback(options):
         return
     for flag, path in (("--input", config.input), ("--output", config.output)):
-        if not _BUCKET.fullmatch(uri_of(path)):
+        if not _BUCKET.fullmatch(str(path)):
             raise ConfigError(f"{flag} {path}: workers of Dataflow cannot reach a folder of this machine; give gs://BUCKET/FOLDER")
-    if not runner.dry_run:
-        raise ConfigError("raw folders and stores in gs:// cannot be read or written yet; --dry-run shows the job")
 
 
 def _describe(config: IngestConfig, options: PipelineOptions, graph: beam_runner_api_pb2.Pipeline) -> Job:
@@ -181,8 +169,8 @@ def _describe(config: IngestConfig, options: PipelineOptions, graph: beam_runner
         project=cloud.project,
         region=cloud.region,
         image=options.view_as(WorkerOptions).sdk_container_image,
-        input=uri_of(config.input),
-        output=uri_of(config.output),
+        input=str(config.input),
+        output=str(config.output),
         steps=tuple(graph.components.transforms[step].unique_name for step in steps),
         graph_byte=size,
         options=options.get_all_options(drop_default=True),

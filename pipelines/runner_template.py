@@ -5,13 +5,13 @@ The parameters are described for the service in ``shipped/dataflow/metadata.json
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from scenemill.pipelines.runner_graph import ingest_graph
 from scenemill.schemas.config import IngestConfig, parse_max_rejected
+from scenemill.transforms.objects import place_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
     """The template's parameters."""
     parser = argparse.ArgumentParser(description="Ingest a raw folder into a store.", allow_abbrev=False)
     parser.add_argument("--source", required=True)
-    parser.add_argument("--input", required=True, type=Path)
-    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--input", required=True, type=place_of)
+    parser.add_argument("--output", required=True, type=place_of)
     parser.add_argument("--splits", default="")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--max_rejected")

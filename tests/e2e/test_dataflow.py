@@ -13,6 +13,8 @@ pytest.importorskip("google.cloud.dataflow", reason="the extra gcp is not instal
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from dataflow_stand_in import Service, dataflow, graph_of
+from gcs_double import gcs_service
+from object_services import use
 from store_sums import sums_of
 
 from scenemill.pipelines.ingest import ingest
@@ -21,7 +23,11 @@ from scenemill.pipelines.runner_options import RunnerConfig
 from scenemill.pipelines.runner_template import main
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import SceneMillError
+from scenemill.schemas.places import Remote
+from scenemill.transforms import object_clients
+from scenemill.transforms.objects import place_of
 from scenemill.transforms.store import open_store
+from scenemill.transforms.verify import verify_store
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,27 @@ def test_the_submitted_graph_makes_the_store_that_a_local_run_makes(front3d_worl
     assert (row["runner"], row["stored"], row["parts_built"]) == ("dataflow", 6, 3)
 
 
+@pytest.mark.parametrize("by", ["command", "template"])
+def test_raw_folder_and_store_may_be_in_a_bucket(
+    by: str, front3d_world: Path, local_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("obstore", reason="obstore is not installed: pip install 'scenemill[cloud]'")
+    with gcs_service("mill") as url, dataflow(run=True) as service:
+        use(monkeypatch, url)
+        raw, store = place_of("gs://mill/raw"), place_of("gs://mill/store")
+        assert isinstance(raw, Remote)
+        for path in sorted(path for path in front3d_world.rglob("*") if path.is_file()):
+            (raw / path.relative_to(front3d_world).as_posix()).create(path)
+        if by == "command":
+            run_on_dataflow(IngestConfig("front3d", raw, store, samples_per_part=2), runner_of(service, tmp_path))
+        else:
+            main(["--source=front3d", f"--input={raw}", f"--output={store}", "--samples_per_part=2", "--runner=FnApiRunner"])
+        opened = open_store(store)
+        assert opened.version == open_store(local_store).version
+        assert verify_store(store).broken == ()
+    object_clients._connect.cache_clear()
+
+
 def test_a_job_that_fails_is_told_with_its_last_word(front3d_world: Path, tmp_path: Path) -> None:
     config = IngestConfig("matterport", front3d_world, tmp_path / "store")
     with dataflow(run=True) as service, pytest.raises(SceneMillError, match=r"job-1.*FAILED[\s\S]*ConfigError"):
@@ -73,7 +100,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_is_submitted_is_what_was_asked_for(wheel: Path, tmp_path: Path) -> None:
-    config = IngestConfig("front3d", Path("gs://bucket/raw"), Path("gs://bucket/store"), limit=7)
+    config = IngestConfig("front3d", place_of("gs://bucket/raw"), place_of("gs://bucket/store"), limit=7)
     with dataflow(run=False) as service:
         job = run_on_dataflow(config, replace(runner_of(service, tmp_path), package=str(wheel)))
         (body,) = service.jobs

@@ -17,12 +17,13 @@ from scenemill.pipelines.runner_template import parser
 from scenemill.schemas.config import PRECISIONS, IngestConfig, parse_max_rejected
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import SOURCES
+from scenemill.transforms.objects import place_of
 
 pytest.importorskip("google.cloud.dataflow", reason="the extra gcp is not installed")
 from scenemill.pipelines.runner_dataflow import Job, dataflow_options, run_on_dataflow
 
 SHIPPED = Path(__file__).resolve().parents[2] / "pipelines" / "shipped" / "dataflow"
-CONFIG = IngestConfig("synthetic_hospital", Path("gs://bucket/raw"), Path("gs://bucket/store"))
+CONFIG = IngestConfig("synthetic_hospital", place_of("gs://bucket/raw"), place_of("gs://bucket/store"))
 RUNNER = RunnerConfig(
     "dataflow",
     project="p-id",
@@ -65,7 +66,7 @@ def test_the_steps_of_a_job_read_as_the_line_they_are(job: Job) -> None:
 
 def test_a_job_of_another_store_has_another_name_and_the_same_store_the_same(job: Job) -> None:
     assert run_on_dataflow(replace(CONFIG, limit=3), RUNNER).name == job.name
-    assert run_on_dataflow(replace(CONFIG, output=Path("gs://bucket/other")), RUNNER).name != job.name
+    assert run_on_dataflow(replace(CONFIG, output=place_of("gs://bucket/other")), RUNNER).name != job.name
 
 
 def graph_of(config: IngestConfig) -> beam_runner_api_pb2.Pipeline:
@@ -120,9 +121,7 @@ def test_folders_of_this_machine_are_refused_by_name(tmp_path: Path) -> None:
         run_on_dataflow(replace(CONFIG, output=tmp_path), RUNNER)
 
 
-def test_nothing_is_submitted_that_workers_could_not_do_yet() -> None:
-    with pytest.raises(ConfigError, match="--dry-run shows the job"):
-        run_on_dataflow(CONFIG, replace(RUNNER, dry_run=False))
+def test_a_repair_is_not_for_the_service() -> None:
     with pytest.raises(ConfigError, match="--repair"):
         dataflow_options(replace(CONFIG, repair=True), RUNNER)
 
