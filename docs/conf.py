@@ -37,7 +37,6 @@ html_css_files = ["site.css"]
 html_theme_options: dict[str, Any] = {"navigation_with_keys": True}
 html_show_sphinx = False
 highlight_language = "none"
-suppress_warnings = ["toc.empty_glob"]  # a page that is announced by a pattern may come later
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 autodoc_member_order = "bysource"
