@@ -12,7 +12,6 @@ from PIL import Image
 
 from scenemill.pipelines.examine import checks_of, examine
 from scenemill.pipelines.folder import read_folder
-from scenemill.pipelines.plan import make_plan
 from scenemill.pipelines.runner_options import RunnerConfig
 from scenemill.pipelines.schedule_files import load_schedule
 from scenemill.schemas.config import IngestConfig
@@ -28,6 +27,7 @@ from scenemill.transforms import own_forms
 from scenemill.transforms.layout import Layout
 from scenemill.transforms.own_forms import find_own, load_form
 from scenemill.transforms.sources import Source, list_samples, open_source, read_sample
+from scenemill.transforms.sums import sums_of
 
 ROOM = {field.name: field for field in fields_of("front3d")}
 RGB = ROOM["rgb"]
@@ -449,34 +449,29 @@ def test_no_schedule_names_code(tmp_path: Path) -> None:
 # --- provenance
 
 
-def plan_id(code: Path, raw: Path) -> str:
-    config = IngestConfig(f"{code}:SOURCE", raw)
-    folder = read_folder(config, {}, None, lambda *args: None)
-    return make_plan(config, folder, None).parts[0].id
-
-
-def test_changed_code_makes_other_parts_and_its_place_does_not(code: Path, raw: Path, tmp_path: Path) -> None:
-    before = plan_id(code, raw)
+def test_changed_code_judges_anew_and_its_place_does_not(code: Path, raw: Path, tmp_path: Path) -> None:
+    before = checks_of(opened(code, raw)[0])
     other = tmp_path / "elsewhere.py"
     other.write_text(CODE)
-    assert plan_id(other, raw) == before
+    assert checks_of(opened(other, raw)[0]) == before
     code.write_text(f"{CODE}\n# a note")
-    assert plan_id(code, raw) != before
+    assert checks_of(opened(code, raw)[0]) != before
 
 
 def test_sums_that_other_code_remembered_are_made_anew(code: Path, raw: Path) -> None:
     """Whether a file that is not there counts is for the code to say."""
     (raw / "a" / "0.txt").unlink()
-    config = IngestConfig(f"{code}:SOURCE", raw)
-    before = read_folder(config, {}, None, lambda *args: None).sums
+    source, listed = opened(code, raw)
+    before = sums_of(source, listed[0])
     change(
         code,
         ('"cm", "above the floor", "height")', '"cm", "above the floor", "height", required=False)'),
         ("read_height))", "read_height, required=False))"),
     )
-    after = read_folder(config, before, None, lambda *args: None)
-    assert after.sums["a/0"].digest != before["a/0"].digest and after.sums["b/0"].digest == before["b/0"].digest
-    assert examine(after.source, after.samples[0])[0].facts["digest"] == after.sums["a/0"].digest
+    source, listed = opened(code, raw)
+    after = sums_of(source, listed[0])
+    assert after.digest != before.digest and after.fingerprint != before.fingerprint
+    assert examine(source, listed[0])[0].facts["digest"] == after.digest
 
 
 def test_the_version_of_the_form_and_its_code_judge_with_the_checks(code: Path, raw: Path) -> None:
