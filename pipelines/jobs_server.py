@@ -1,6 +1,5 @@
 """The job service: its folder, its token, its worker, and its HTTP server, which is local unless told otherwise."""
 
-import asyncio
 import fcntl
 import threading
 from contextlib import ExitStack, closing
@@ -11,8 +10,8 @@ from types import TracebackType
 from typing import IO, Any, Final
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from scenemill.pipelines import web_patience
 from scenemill.pipelines.jobs_desk import JobDesk
 from scenemill.pipelines.jobs_guard import JobAccess, JobGuard
 from scenemill.pipelines.jobs_metrics import JobMetrics
@@ -27,7 +26,6 @@ from scenemill.schemas.errors import ConfigError, Conflict
 PORT: Final = 8090
 
 _CONNECTIONS: Final = 128
-_HEAD_S: Final = 10.0  # for the head of a request to arrive
 _PATIENCE_S: Final = 2  # for answers under way when the service ends
 
 
@@ -94,7 +92,7 @@ class JobService:
         metrics = JobMetrics(store, config.slots)
         app = make_app(JobDesk(store, roots, self._worker.wake), metrics)
         names = frozenset({config.host, *config.names, *(HOME if config.host in (*HOME, *ANY) else ())}) - set(ANY)
-        guard = JobGuard(app, JobAccess(names, token, _HEAD_S))
+        guard = JobGuard(app, JobAccess(names, token, web_patience.HEAD_S))
         self.url = url_of(config.host, address)
         self._server = uvicorn.Server(_settings(metrics.watch(guard)))
         self._serve = partial(self._server.run, sockets=[address])
@@ -127,36 +125,6 @@ class JobService:
         self.close()
 
 
-class _ImpatientProtocol(H11Protocol):
-    """HTTP of which the head of every request must arrive within a time, else the connection is closed."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._set_deadline()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._set_deadline()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._clear_deadline()
-        super().connection_lost(exc)
-
-    def _set_deadline(self) -> None:
-        """From the first byte of a request until there is an answer under way; the first request of a connection begins with it."""
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._clear_deadline()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(_HEAD_S, self.transport.close)
-
-    def _clear_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-
 def _settings(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -165,7 +133,7 @@ def _settings(app: Any) -> uvicorn.Config:
         server_header=False,
         lifespan="off",
         loop="asyncio",
-        http=_ImpatientProtocol,
+        http=web_patience.ImpatientProtocol,
         ws="none",
         proxy_headers=False,
         limit_concurrency=_CONNECTIONS,

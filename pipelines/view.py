@@ -15,6 +15,7 @@ from scenemill.pipelines.view_guard import Access
 from scenemill.pipelines.view_roots import Roots
 from scenemill.pipelines.view_server import make_app
 from scenemill.pipelines.web_access import ANY, HOME, bind, url_of
+from scenemill.pipelines.web_patience import ImpatientProtocol
 from scenemill.schemas.errors import ConfigError
 
 _PARSER_LOG: Final = logging.getLogger("scenemill.trainers.timelapse_parser")
@@ -138,7 +139,7 @@ def _settings(app: object) -> uvicorn.Config:
         server_header=False,
         lifespan="off",
         loop="asyncio",
-        http="h11",
+        http=ImpatientProtocol,
         ws="none",
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_PATIENCE_S,

@@ -20,7 +20,6 @@ import psutil
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from scenemill.pipelines import jobs_server
 from scenemill.pipelines.jobs_guard import BODY_BYTE, JobAccess, JobGuard
 from scenemill.pipelines.jobs_run import LOG, PROCESS, write_json
 from scenemill.pipelines.jobs_server import JobService, JobServiceConfig
@@ -146,22 +145,6 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     }
     asyncio.run(JobGuard(never, JobAccess(None, "token", patience_s=0.05))(scope, receive, send))
     assert sent[0]["status"] == 408
-
-
-def test_a_head_that_does_not_come_closes_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_server, "_HEAD_S", 0.5)
-    monkeypatch.setenv(TOKEN_VARIABLE, "a" * 32)
-    with JobService(JobServiceConfig((tmp_path,), tmp_path / "home", port=0, slots=0)) as service:
-        place = urlsplit(service.url)
-        head = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
-        for whole, part in ((b"", b""), (b"", head), (head + b"\r\n", head)):
-            with socket.create_connection((place.hostname or "", place.port or 0), timeout=30) as connection:
-                if whole:
-                    connection.sendall(whole)
-                    assert b"401" in connection.recv(4096)
-                connection.sendall(part)
-                while connection.recv(4096):
-                    pass  # until the service closes
 
 
 def test_what_is_asked_for_is_queued_and_told_again(world: World) -> None:
