@@ -51,6 +51,7 @@ class Mill:
     def _fork(self, asked: Mapping[str, object], kill_at: str) -> int:
         self._started += 1
         log = self._logs / f"{self._started}.txt"
+        log.touch()  # a process may be killed before it opens it
         pid = self._ask({**asked, "env": {"SCENEMILL_KILL_AT": kill_at}, "log": str(log)})
         self._log_of[pid] = log
         return pid
