@@ -162,12 +162,13 @@ def convert(
     from scenemill.pipelines.schedule import utc_now
     from scenemill.pipelines.schedule_files import load_schedule
     from scenemill.pipelines.schedule_times import latest_interval
+    from scenemill.transforms.objects import place_of
 
     one = load_schedule(file)
     interval = latest_interval(one, one.time(at) if at else utc_now())
     if interval is None:
         raise ConfigError(f"{file}: no interval is over at {at or 'this time'}; the first begins at {one.start}")
-    config = one.ingest_config(interval)
+    config = one.ingest_config(interval, place_of)
     outcome = ingest(config, log_lines)
     assert config.output is not None
     if as_json:

@@ -27,6 +27,7 @@ from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, Conflict
 from scenemill.schemas.schedule import Interval, ScheduleConfig, parse_duration, stamp
 from scenemill.schemas.steps import reached
+from scenemill.transforms.objects import place_of
 
 if TYPE_CHECKING:
     from apscheduler.events import JobExecutionEvent
@@ -180,7 +181,7 @@ class Scheduler:
         log = self._state / "logs" / run.schedule / f"{stamp(run.interval_start)}.log"
         timeout_s = parse_duration(schedule.timeout).total_seconds() if schedule.timeout else None
         try:
-            return self._convert(schedule.ingest_config(run.interval), log, timeout_s)
+            return self._convert(schedule.ingest_config(run.interval, place_of), log, timeout_s)
         except (ConfigError, OSError) as error:  # such as no process to be had: the next try may get one
             return Result(reason=f"{type(error).__name__}: {error}")
 
@@ -263,9 +264,9 @@ def came_to(run: ScheduledRun) -> str:
     return "" if run.seconds is None else run.reason or _figures(run)
 
 
-def _placed(schedule: ScheduleConfig, due: Sequence[Interval]) -> list[tuple[Interval, Path]]:
-    """Intervals, each with its store."""
-    return [(interval, schedule.store(interval)) for interval in due]
+def _placed(schedule: ScheduleConfig, due: Sequence[Interval]) -> list[tuple[Interval, str]]:
+    """Intervals, each with its store, always spelled alike."""
+    return [(interval, str(place_of(schedule.placed("output", interval)))) for interval in due]
 
 
 def _is_told(schedule: ScheduleConfig, state: str) -> bool:

@@ -8,14 +8,15 @@ from typing import Any, Final
 
 from scenemill.pipelines.specs import load_tree, override_settings, settings_schema
 from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.schedule import REQUIRED, ScheduleConfig, complete
+from scenemill.schemas.schedule import REQUIRED, Interval, ScheduleConfig, complete
 from scenemill.schemas.settings import settings
+from scenemill.transforms.objects import place_of
 
 PATTERNS: Final = ("*.yaml", "*.yml")
 
 
 def load_schedule(path: Path) -> ScheduleConfig:
-    """The schedule of a file. Its name is the file's, if it gives none; its paths are absolute.
+    """The schedule of a file. Its name is the file's, if it gives none; its paths are absolute, its URIs as they are.
 
     Raises:
         ConfigError: no such file, or something is wrong with what it says; all of it is told.
@@ -26,6 +27,7 @@ def load_schedule(path: Path) -> ScheduleConfig:
     try:
         schedule = replace(schedule, name=schedule.name or path.stem)
         complete(schedule)
+        _check_places(schedule)
     except ConfigError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).split("\n"))) from error
     return replace(schedule, input=_absolute(folder, schedule.input), output=_absolute(folder, schedule.output))
@@ -64,6 +66,15 @@ def schedule_schema() -> dict[str, Any]:
     }
 
 
+def _check_places(schedule: ScheduleConfig) -> None:
+    first = Interval(schedule.begins, schedule.begins)
+    for name in ("input", "output"):
+        try:
+            place_of(schedule.placed(name, first))
+        except ConfigError as error:
+            raise ConfigError(f"{name}={getattr(schedule, name)!r}: {error}") from error
+
+
 def _as_text(tree: Mapping[Any, Any]) -> dict[Any, Any]:
     """YAML reads ``start: 2026-01-01`` as a date; settings are given as text."""
     plain = {key: value.isoformat() if isinstance(value, date) else value for key, value in tree.items()}
@@ -71,5 +82,7 @@ def _as_text(tree: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _absolute(folder: Path, path: str) -> str:
+    if "://" in path:
+        return path
     escaped = str(folder).replace("{", "{{").replace("}", "}}")  # braces of the folder's name are no placeholders
     return str((Path(escaped) / path).resolve())

@@ -75,7 +75,7 @@ class ScheduledRun:
         interval_start, interval_end: what it converts; it is due at the end.
         kind: "due" or "backfill".
         state: "queued", "running", "succeeded", "failed" or "skipped".
-        store: the folder.
+        store: its folder or URI.
         attempt: number of the try under way or last ended, from 1; 0 before the first.
         ready: when the next try may begin.
         started, ended: the first try's start, the last one's end.
@@ -132,7 +132,7 @@ class RunTable:
         finally:
             connection.close()
 
-    def queue(self, schedule: str, placed: Sequence[tuple[Interval, Path]], kind: str, now: datetime) -> int:
+    def queue(self, schedule: str, placed: Sequence[tuple[Interval, str]], kind: str, now: datetime) -> int:
         """Add runs, all or none of them; how many there are more now, for an interval that has one is left as it is.
 
         Args:
@@ -148,7 +148,7 @@ class RunTable:
             table.execute("COMMIT")
             return table.total_changes
 
-    def queue_or_skip(self, schedule: str, interval: Interval, store: Path, now: datetime, *, alert: bool) -> int:
+    def queue_or_skip(self, schedule: str, interval: Interval, store: str, now: datetime, *, alert: bool) -> int:
         """Add the run of a due interval, as skipped if another of the schedule was under way when it came due; 0 or 1 as in ``queue``.
 
         Args:
@@ -273,7 +273,7 @@ def _add(
     interval: Interval,
     kind: str,
     state: str,
-    store: Path,
+    store: str,
     now: datetime,
     *,
     alert: bool = False,
@@ -284,7 +284,7 @@ def _add(
         "interval_end": _text(interval.end),
         "kind": kind,
         "state": state,
-        "store": str(store),
+        "store": store,
         "ready": _text(now),
         "alert": "due" if alert else None,
     }

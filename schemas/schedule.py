@@ -5,7 +5,7 @@ A schedule cuts time into intervals, by a cron line or by a length. The run of a
 
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from scenemill.schemas.config import PRECISIONS, IngestConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import SOURCES
+from scenemill.schemas.places import Place
 from scenemill.schemas.settings import About, refuse, settle, shorten
 
 REQUIRED: Final = ("source", "input", "output", "start")
@@ -28,7 +29,7 @@ _CRON_FIELDS: Final = (r"[\d*,/-]+",) * 3 + (r"[\d*,/-]+|[a-z,-]+", r"\*|[a-z,-]
 _NAME: Final = "letters, digits, dots, dashes and underscores, at most 100"
 _ZONE: Final = "a name such as Europe/Berlin"
 _ADDRESS: Final = "an http or https URL without user and password; name a secret one by webhook_env"
-_PLACED: Final = "a path, in which {date}, {start} and {end} stand for those of the interval"
+_PLACED: Final = "a path or the URI of one, in which {date}, {start} and {end} stand for those of the interval"
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,10 @@ class ScheduleConfig:
         metadata=About(help="Name of the schedule. Default: that of its file.", words=_NAME),
     )
     source: str | None = field(default=None, metadata=About(help="What the raw folder is.", options=SOURCES))
-    input: str = field(default="", metadata=About(help="The raw folder, from the folder of this file on.", words=_PLACED))
-    output: str = field(default="", metadata=About(help="The store, from the folder of this file on.", words=_PLACED))
+    input: str = field(
+        default="", metadata=About(help="The raw folder, from the folder of this file on, or its URI.", words=_PLACED)
+    )
+    output: str = field(default="", metadata=About(help="The store, from the folder of this file on, or its URI.", words=_PLACED))
     cron: str | None = field(default=None, metadata=About(help="When intervals end and begin.", words=_CRON))
     every: str | None = field(default=None, metadata=About(help="Length of intervals, instead of cron.", words=_DURATION))
     timezone: str = field(default="UTC", metadata=About(help="Of cron and times.", words=_ZONE))
@@ -161,24 +164,26 @@ class ScheduleConfig:
             raise ConfigError(f"{text!r}: allowed is {_TIME}")
         return read if read.tzinfo else read.replace(tzinfo=self.zone)
 
-    def store(self, interval: Interval) -> Path:
-        """Where the run of an interval writes to."""
-        return self._path(self.output, interval)
-
-    def _path(self, text: str, interval: Interval) -> Path:
+    def placed(self, setting: str, interval: Interval) -> str:
+        """``input`` or ``output`` of the run of an interval: a path or a URI."""
         date = f"{interval.start.astimezone(self.zone):%Y-%m-%d}"
-        return Path(text.format(date=date, start=stamp(interval.start), end=stamp(interval.end)))
+        text: str = getattr(self, setting)
+        return text.format(date=date, start=stamp(interval.start), end=stamp(interval.end))
 
-    def ingest_config(self, interval: Interval) -> IngestConfig:
+    def ingest_config(self, interval: Interval, place: Callable[[str], Place] = Path) -> IngestConfig:
         """What the run of an interval does.
+
+        Args:
+            interval: what it converts.
+            place: what a path or a URI names; by itself this file knows folders alone.
 
         Raises:
             ConfigError: values that do not fit each other.
         """
         return IngestConfig(
             source=str(self.source),
-            input=self._path(self.input, interval),
-            output=self.store(interval),
+            input=place(self.placed("input", interval)),
+            output=place(self.placed("output", interval)),
             splits=self.splits,
             workers=self.workers,
             max_rejected=self.max_rejected,
@@ -274,7 +279,7 @@ def _is_placed(text: str) -> bool:
         found = [(name, form, how) for _, name, form, how in string.Formatter().parse(text) if name is not None]
     except ValueError:
         return False
-    return "://" not in text and all(name in PLACEHOLDERS and not form and how is None for name, form, how in found)
+    return all(name in PLACEHOLDERS and not form and how is None for name, form, how in found)
 
 
 def is_address(text: str) -> bool:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +25,8 @@ from typer.testing import CliRunner
 
 from scenemill.pipelines.cli import app
 from scenemill.pipelines.ingest import Outcome, ingest
+from scenemill.pipelines.schedule import Scheduler
+from scenemill.pipelines.schedule_files import load_schedule
 from scenemill.pipelines.training import find_samples
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.dataset import DatasetConfig, SplitConfig
@@ -179,6 +182,26 @@ def test_a_raw_folder_in_a_bucket_gives_the_same_store_and_is_read_again_only_wh
     assert (again.outcome, again.new) == ("published", 1)
     folders = {path.rpartition("/")[0] for method, path in net.requests if method == "GET" and "/data/" in path and "?" not in path}
     assert len(folders) == 1
+
+
+def test_a_schedule_converts_from_a_bucket_into_a_bucket(
+    front3d_world: Path, local: Path, bucket: Remote, net: Proxy, tmp_path: Path
+) -> None:
+    upload(front3d_world, bucket / "raw" / "2026-01-01")
+    net.faults += [Fault("PUT", "/store/", "slow down", times=2), Fault("GET", "/data/", "slow down", times=2)]
+    file = tmp_path / "daily.yaml"
+    file.write_text(
+        f"source: front3d\ninput: {bucket}/raw/{{date}}\noutput: {bucket}/store/\nevery: 1d\nstart: 2026-01-01\n"
+        f"samples_per_part: {PART}\nretries: 0\n"
+    )
+    the_day_after = datetime(2026, 1, 2, 6, tzinfo=UTC)
+    scheduler = Scheduler([load_schedule(file)], tmp_path / "state", now=lambda: the_day_after)
+    assert scheduler.run_once() == ["succeeded"]
+    (run,) = scheduler.runs.history()
+    assert (run.store, run.version) == (f"{bucket}/store", open_store(local).version)
+    assert files_of(bucket / "store") == files_of(local)
+    told = "".join(path.read_text() for path in tmp_path.rglob("*.log"))
+    assert SECRET not in told and SECRET.encode() not in (tmp_path / "state" / "schedule.db").read_bytes()
 
 
 def _recoloured(world: Path, name: str) -> bytes:

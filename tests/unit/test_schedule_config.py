@@ -14,6 +14,7 @@ from scenemill.pipelines.schedule_files import load_schedule, load_schedules, sc
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.schedule import Interval, ScheduleConfig, complete, parse_duration, stamp
+from scenemill.transforms.objects import place_of
 
 LEAST = {"source": "front3d", "input": "raw", "output": "store", "cron": "0 3 * * *", "start": "2026-01-01"}
 
@@ -79,7 +80,7 @@ def test_dates_and_times_need_no_quotes(tmp_path: Path) -> None:
         ({"timeout": "0m"}, "timeout='0m'"),
         ({"max_rejected": 1.5}, "max_rejected is 1.5; give a share from 0.0 to 1.0"),
         ({"max_rejected": -1}, "max_rejected=-1: allowed is a share"),
-        ({"source": "views", "precision": "float16"}, "views have no volumes of distances"),
+        ({"source": "views", "precision": "float16"}, "only volumes of rooms have another"),
         ({"backfill": {"start": "2026-01-01"}}, "backfill.end='': allowed is a time"),
         ({"backfill": {"start": "2025-01-01", "end": "2026-01-01"}}, "backfill.start='2025-01-01': allowed is a time after start"),
         ({"alerts": {"ends": ["never"]}}, "alerts.ends=['never']: allowed is 'failed', 'skipped', 'succeeded'"),
@@ -160,6 +161,20 @@ def test_braces_in_the_name_of_the_folder_are_no_placeholders(tmp_path: Path) ->
     schedule = load_schedule(written(folder, output="{date}/store"))
     made = schedule.ingest_config(Interval(schedule.begins, schedule.begins + timedelta(days=1)))
     assert (made.input, made.output) == (folder / "raw", folder / "2026-01-01" / "store")
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_folders_in_buckets_are_as_good_and_have_placeholders_too(tmp_path: Path, scheme: str) -> None:
+    schedule = load_schedule(written(tmp_path, input=f"{scheme}://mill/raw/{{date}}", output=f"{scheme}://mill/stores//"))
+    made = schedule.ingest_config(Interval(schedule.begins, schedule.begins + timedelta(days=1)), place_of)
+    assert (made.input, made.output) == (place_of(f"{scheme}://mill/raw/2026-01-01"), place_of(f"{scheme}://mill/stores"))
+
+
+@pytest.mark.parametrize("uri", ["http://mill/raw", "s3://mill/../raw", "s3://mill/a#b", "file:///raw"], ids=lambda uri: uri[:12])
+@pytest.mark.parametrize("setting", ["input", "output"])
+def test_a_uri_that_names_no_folder_is_refused_when_the_file_is_read(tmp_path: Path, setting: str, uri: str) -> None:
+    told = refusal(tmp_path, **{setting: uri})
+    assert told.startswith(f"{tmp_path / 'nightly.yaml'}: {setting}={uri!r}: ")
 
 
 def test_a_share_and_a_count_stay_what_they_are(tmp_path: Path) -> None:

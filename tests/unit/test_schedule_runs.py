@@ -31,7 +31,7 @@ def runs(tmp_path: Path) -> RunTable:
 
 
 def queue(runs: RunTable, schedule: str, number: int, kind: str = DUE, store: str = "") -> bool:
-    return bool(runs.queue(schedule, [(hour(number), Path(store or schedule))], kind, at(number + 1)))
+    return bool(runs.queue(schedule, [(hour(number), store or schedule)], kind, at(number + 1)))
 
 
 def claim(runs: RunTable, *schedules: str, now: datetime = T0 + 1000 * HOUR) -> ScheduledRun:
@@ -53,7 +53,7 @@ def test_an_interval_has_one_row_whoever_adds_it(runs: RunTable) -> None:
 def test_many_runs_are_added_at_once_and_those_there_are_left_as_they_are(runs: RunTable) -> None:
     queue(runs, "a", 1)
     claim(runs, "a")
-    placed = [(hour(number), Path("s")) for number in range(5000)]
+    placed = [(hour(number), "s") for number in range(5000)]
     assert [runs.queue("a", placed, BACKFILL, at(9000)) for _ in range(2)] == [4999, 0]
     assert [(run.interval, run.state, run.kind) for run in runs.history()[-2:]] == [
         (hour(1), "running", DUE),
@@ -138,8 +138,8 @@ def test_what_comes_due_while_a_run_is_under_way_is_skipped_if_so_wished(
     under_way = claim(runs, "a", now=at(started) if started >= 1 else at(1))
     if ended is not None:
         runs.finish(under_way, Result(), at(ended), alert=False)
-    assert runs.queue_or_skip("a", hour(2), Path("s"), at(50), alert=True)
-    assert not runs.queue_or_skip("a", hour(2), Path("s"), at(50), alert=True)
+    assert runs.queue_or_skip("a", hour(2), "s", at(50), alert=True)
+    assert not runs.queue_or_skip("a", hour(2), "s", at(50), alert=True)
     newest = runs.history("a")[0]
     assert (newest.state, newest.alert) == (state, "due" if state == "skipped" else None)
 
@@ -147,7 +147,7 @@ def test_what_comes_due_while_a_run_is_under_way_is_skipped_if_so_wished(
 def test_other_schedules_are_no_reason_to_skip(runs: RunTable) -> None:
     queue(runs, "b", 0)
     claim(runs, "b", now=at(1))
-    runs.queue_or_skip("a", hour(2), Path("s"), at(3), alert=False)
+    runs.queue_or_skip("a", hour(2), "s", at(3), alert=False)
     assert runs.history("a")[0].state == "queued"
 
 
