@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.faults.conftest import Mill
 
 KILLS: Final = ("metric tables made", *(f"metric rows committed:{number}" for number in range(1, len(TABLES) + 1)))
-SHORT: Final = ("metric rows committed:2",)
+SHORT: Final = ("metric tables made", "metric rows committed:2", KILLS[-1])
 SEEDS: Final = [(0, 2), *(pytest.param(seed, 3, marks=pytest.mark.full) for seed in range(1, 20))]
 """Seed -> kills before the scoring is left to end."""
 LAST: Final = KILLS[-1]
@@ -62,7 +62,7 @@ def whole(mill: "Mill", tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return {"one": folder / "one", "two": folder / "two"}
 
 
-@pytest.mark.parametrize("kill_at", KILLS)
+@pytest.mark.parametrize("kill_at", [pytest.param(step, marks=() if step in SHORT else pytest.mark.full) for step in KILLS])
 def test_tables_that_a_kill_left_are_completed_by_the_same_run(
     kill_at: str, mill: "Mill", whole: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -137,9 +137,8 @@ def scored(mill: "Mill", told: Path, small_store: Path, tmp_path_factory: pytest
     return tables, time.monotonic() - began
 
 
-@pytest.mark.parametrize(
-    "kill_at", [pytest.param(step, marks=() if step in SHORT else pytest.mark.full) for step in ("group done", *KILLS)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("kill_at", ("group done", *KILLS))
 def test_a_scoring_killed_at_a_step_is_completed_by_the_next(
     kill_at: str, mill: "Mill", told: Path, small_store: Path, scored: tuple[Path, float], tmp_path: Path
 ) -> None:

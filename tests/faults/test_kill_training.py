@@ -39,7 +39,6 @@ KILLS: Final = (
         "layer saved:3",
     ),
 )
-SHORT: Final = ("checkpoint written:2",)
 SEEDS: Final = [(0, 2), *(pytest.param(seed, 3, marks=pytest.mark.full) for seed in range(1, 20))]
 """Seed -> kills before the training is left to end."""
 
@@ -137,7 +136,8 @@ def same_as_unbroken(folder: Path, whole: Path) -> None:
     assert not list(folder.glob(".*.part"))
 
 
-@pytest.mark.parametrize("kill_at", [pytest.param(step, marks=() if step in SHORT else pytest.mark.full) for step in KILLS])
+@pytest.mark.full
+@pytest.mark.parametrize("kill_at", KILLS)
 def test_a_training_killed_at_a_step_comes_to_the_same(
     kill_at: str, trainer: "Mill", small_store: Path, trained: tuple[Path, float], tmp_path: Path
 ) -> None:
