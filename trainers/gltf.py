@@ -45,9 +45,13 @@ def import_mesh(path: str | PathLike[str]) -> SurfaceMesh | None:
     if not path.is_file():
         raise SourceError("missing", f"no file {path}", "a glTF file")
     try:
-        scene = trimesh.load_scene(str(path), process=False)
+        return _whole(trimesh, trimesh.load_scene(str(path), process=False))
     except Exception as error:  # whatever a broken file makes of a parser without checks of its own
-        raise SourceError("container", f"no readable glTF file at {path} ({error})", "a glTF file") from error
+        raise SourceError("container", f"no readable glTF file at {path} ({str(error)[:200]})", "a glTF file") from error
+
+
+def _whole(trimesh: Any, scene: Any) -> SurfaceMesh | None:
+    """All triangles of a scene as one mesh; any error for what no mesh can have."""
     solids = [(transform, part) for transform, part in _placed(scene) if isinstance(part, trimesh.Trimesh) and len(part.faces)]
     if not solids:
         return None
@@ -108,6 +112,8 @@ def _placed(scene: Any) -> list[tuple[NDArray[np.float64], Any]]:
 def _surface(part: Any, transform: NDArray[np.float64], sources: list[Any]) -> SurfaceMesh:
     """A part of a scene; its material is added to the sources, unless it is there."""
     vertices, faces = torch.from_numpy(np.array(part.vertices, np.float32)), torch.from_numpy(np.array(part.faces, np.int64))
+    if not torch.isfinite(vertices).all() or faces.min() < 0 or faces.max() >= len(vertices) or not np.isfinite(transform).all():
+        raise ValueError("corners that are not there, or not finite")
     is_moved = not np.array_equal(transform, np.eye(4))
     mesh = SurfaceMesh(vertices, faces, transform=torch.from_numpy(np.array(transform, np.float64)) if is_moved else None)
     mesh.vertex_normals = torch.from_numpy(np.array(part.vertex_normals, np.float32))

@@ -5,6 +5,7 @@ Source: the class and names of Kaolin's ``visualize.timelapse``, Apache 2.0, who
 
 import json
 import logging
+import math
 import os
 import re
 import time as clock
@@ -255,10 +256,25 @@ def read_labels(log_dir: str | PathLike[str]) -> dict[int, tuple[str, tuple[floa
     if not path.is_file():
         return {}
     try:
-        rows = json.loads(path.read_text())["labels"]
-        return {int(row["id"]): (str(row["name"]), row["color"] and tuple(float(part) for part in row["color"])) for row in rows}
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError("container", f"{path} ({error})", "labels as Timelapse.set_labels writes them") from error
+        rows = json.loads(path.read_bytes())["labels"]
+        return {int(row["id"]): (_name(row["name"]), _color(row["color"])) for row in rows}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise SourceError("container", f"{path} ({str(error)[:200]})", "labels as Timelapse.set_labels writes them") from error
+
+
+def _name(given: Any) -> str:
+    name = str(given)
+    name.encode()  # ValueError for half a character, which no page could show
+    return name
+
+
+def _color(given: Any) -> tuple[float, float, float] | None:
+    if not given:
+        return None
+    red, green, blue = map(float, given)
+    if not math.isfinite(red + green + blue):
+        raise ValueError(f"the color {given}")
+    return red, green, blue
 
 
 def _stat(path: str) -> os.stat_result | None:
