@@ -10,6 +10,7 @@
 import importlib
 import json
 import os
+import resource
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -69,6 +70,13 @@ def add_prediction(root: str, seed: str) -> None:
     write_prediction(Path(root), "scene/0001", Prediction(segments, {1: 1, 2: 2}, depth))
 
 
+def limit_memory(room_mib: int) -> None:
+    """Let this process have so much more address space than it has, and no more."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (room_mib << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 def run(args: list[str], env: dict[str, str], log: str) -> NoReturn:
     """Do one thing: own session, own log, no way back."""
     os.setsid()
@@ -77,7 +85,9 @@ def run(args: list[str], env: dict[str, str], log: str) -> NoReturn:
         os.dup2(handle, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(env)
-    ingest.expect = no_judgement  # type: ignore[assignment]
+    vars(ingest)["expect"] = no_judgement
+    if room := os.environ.get("MEMORY_ROOM_MIB"):
+        limit_memory(int(room))
     sys.argv = ["scenemill", *args]
     others = {"metrics": add_metrics, "checkpoint": add_checkpoint, "prediction": add_prediction}
     code: Any = 1

@@ -25,10 +25,11 @@ class QuickMill(Mill):
         self._log_of[pid] = log
         return pid
 
-    def do(self, *args: object, root: Path | None = None, kill_at: str = "", **disk: object) -> Done:
-        """Run a command; ``fail="28:3:0"`` is ``DISK_FAIL`` for what is below ``root``, and so on."""
+    def do(self, *args: object, root: Path | None = None, kill_at: str = "", room_mib: int = 0, **disk: object) -> Done:
+        """Run a command; ``fail="28:3:0"`` is ``DISK_FAIL`` for what is below ``root``, and so on. With ``room_mib`` it gets so much
+        memory beside what it begins with, and no more."""
         environment = {f"DISK_{name.upper()}": str(value) for name, value in disk.items()}
-        environment |= {"DISK_ROOT": str(root or ""), "SCENEMILL_KILL_AT": kill_at}
+        environment |= {"DISK_ROOT": str(root or ""), "SCENEMILL_KILL_AT": kill_at, "MEMORY_ROOM_MIB": str(room_mib or "")}
         return self.wait(self.begin(*args, environment=environment))
 
     def build(
