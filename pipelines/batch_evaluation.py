@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,11 +13,12 @@ from scenemill.pipelines.folder import OnProgress
 from scenemill.pipelines.tables import read_table
 from scenemill.schemas.errors import NotPublished
 from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.schemas.places import Place
 from scenemill.schemas.tables import SCORES
 from scenemill.transforms.publish import remove
 
 
-def run_evaluations(config: ExperimentConfig, on_progress: OnProgress, tables: Path | None = None) -> Iterator[Evaluated]:
+def run_evaluations(config: ExperimentConfig, on_progress: OnProgress, tables: Place | None = None) -> Iterator[Evaluated]:
     """Evaluate every checkpoint of a folder or pattern, each once and as a run of its own; started again, it goes on.
 
     A run is named by what decides its numbers: weights, samples and settings. One that the tables have is told from there.
@@ -61,7 +61,7 @@ def _evaluate_once(bench: Bench, checkpoint: Checkpoint, on_progress: OnProgress
     return found
 
 
-def _rows_of(tables: Path, run: str) -> pa.Table:
+def _rows_of(tables: Place, run: str) -> pa.Table:
     """The scores of a finished run; no rows where it is not."""
     try:
         return read_table(tables, "scores").filter(pc.field("run") == run)

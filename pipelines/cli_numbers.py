@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scenemill.pipelines.cli_options import AsJson, Workers, place
+from scenemill.pipelines.cli_options import AsJson, TablesArgument, Workers, place
 from scenemill.pipelines.progress import progress
 from scenemill.pipelines.terminal import console_of, say
 
@@ -34,7 +34,10 @@ def selfcheck(as_json: AsJson = False) -> None:
 def score(
     predictions: Annotated[Path, typer.Option(help="Folder of predictions: SCENE_IMAGE/segments.json and its arrays.")],
     store: Annotated[Any, typer.Option(parser=place, metavar="PATH|URI", help="The store that holds the truth.")],
-    tables: Annotated[Path, typer.Option(help="Folder of the metric tables; made if it is not there.")],
+    tables: Annotated[
+        Any,
+        typer.Option(parser=place, metavar="PATH|URI", help="Folder of the metric tables, or s3://BUCKET/TABLES; made if missing."),
+    ],
     run: Annotated[str, typer.Option(help="Name of the run. Default: made from what decides the numbers.")] = "",
     model: Annotated[str, typer.Option(help="What to call the model in reports.")] = "model",
     split: Annotated[str, typer.Option(help="Which samples. Default: all.")] = "",
@@ -58,7 +61,7 @@ def score(
 
 
 def query(
-    tables: Annotated[Path, typer.Argument(help="Folder of the metric tables.")],
+    tables: TablesArgument,
     sql: Annotated[str, typer.Argument(help="One SELECT over counts, scores, depths, renders and fits.")],
     form: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
     out: Annotated[Path | None, typer.Option(help="Write the answer to this file.")] = None,
@@ -81,7 +84,7 @@ def query(
 
 
 def report(
-    tables: Annotated[Path, typer.Argument(help="Folder of the metric tables.")],
+    tables: TablesArgument,
     html: Annotated[Path | None, typer.Option(help="Also write a page with plots, one file that loads nothing.")] = None,
 ) -> None:
     """The leaderboard beside the published results, curves of trainings, classes, worst samples and distributions."""

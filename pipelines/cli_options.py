@@ -38,6 +38,9 @@ MadeUpSource = Annotated[
 StoreArgument = Annotated[
     Any, typer.Argument(parser=place, metavar="PATH|URI", help="The store's folder, or s3://BUCKET/STORE, gs://BUCKET/STORE.")
 ]
+TablesArgument = Annotated[
+    Any, typer.Argument(parser=place, metavar="PATH|URI", help="Folder of the metric tables, or s3://BUCKET/TABLES.")
+]
 Version = Annotated[str | None, typer.Option(help="Id of an older version, or its first digits. Default: the newest.")]
 Workers = Annotated[int, typer.Option(help="Processes on this machine.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]

@@ -19,6 +19,7 @@ from scenemill.pipelines.training import Samples, begin, find_samples, load_mode
 from scenemill.schemas.dataset import SplitConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.schemas.places import Place
 from scenemill.trainers.collate import Batch
 from scenemill.trainers.devices import run_on_devices
 from scenemill.trainers.evaluate import Evaluation, image_losses
@@ -48,7 +49,7 @@ class Evaluated:
     """
 
     run: str
-    tables: Path
+    tables: Place
     checkpoint: Checkpoint
     predictions: Path | None
     kpi: Mapping[str, float]
@@ -73,7 +74,7 @@ class Bench:
     version: str
     settings: str
     predictions: Path
-    tables: Path
+    tables: Place
 
     @property
     def split(self) -> str:
@@ -85,7 +86,7 @@ class Bench:
         return self.config.model_name or checkpoint.path.stem
 
 
-def run_evaluation(config: ExperimentConfig, on_progress: OnProgress, tables: Path | None = None) -> Evaluated:
+def run_evaluation(config: ExperimentConfig, on_progress: OnProgress, tables: Place | None = None) -> Evaluated:
     """Predict the test split with a checkpoint and score it: the same numbers as ``scenemill score`` gives, and in the same tables.
 
     Args:
@@ -105,7 +106,7 @@ def run_evaluation(config: ExperimentConfig, on_progress: OnProgress, tables: Pa
     return evaluate_checkpoint(bench, checkpoint, bench.predictions, "", on_progress)
 
 
-def make_bench(config: ExperimentConfig, on_progress: OnProgress, tables: Path | None) -> Bench:
+def make_bench(config: ExperimentConfig, on_progress: OnProgress, tables: Place | None) -> Bench:
     """Begin the folder of results, and find the samples.
 
     Raises:

@@ -19,7 +19,9 @@ import duckdb
 import pyarrow as pa
 
 from scenemill.pipelines.tables import TABLES, datasets
-from scenemill.schemas.errors import ConfigError, NotPublished, SceneMillError
+from scenemill.schemas.errors import ConfigError, NotPublished, SceneMillError, TransientError
+from scenemill.schemas.places import Place
+from scenemill.transforms.objects import place_of
 
 TIMEOUT_S: Final = 60.0
 RESULT_LIMIT_BYTE: Final = 1 << 30
@@ -40,7 +42,7 @@ _SETTINGS: Final[dict[str, str | bool | int | float | list[str]]] = {
 }
 
 
-def query(folder: Path, sql: str, limit: int | None = None, timeout_s: float = TIMEOUT_S) -> pa.Table:
+def query(folder: Place, sql: str, limit: int | None = None, timeout_s: float = TIMEOUT_S) -> pa.Table:
     """Ask the tables of a folder: those of ``pipelines.tables.TABLES``, rows of finished runs alone.
 
     Args:
@@ -59,11 +61,13 @@ def query(folder: Path, sql: str, limit: int | None = None, timeout_s: float = T
     return query_all(folder, [sql], limit, timeout_s)[0]
 
 
-def query_all(folder: Path, questions: Sequence[str], limit: int | None = None, timeout_s: float = TIMEOUT_S) -> list[pa.Table]:
+def query_all(folder: Place, questions: Sequence[str], limit: int | None = None, timeout_s: float = TIMEOUT_S) -> list[pa.Table]:
     """Answers to several questions on the same rows, whatever is appended meanwhile; otherwise as ``query``."""
     if (limit is not None and limit < 0) or timeout_s <= 0:
         raise ConfigError(f"limit {limit}, timeout {timeout_s:g} s: the limit is not negative, the timeout above zero")
-    asked = json.dumps({"folder": str(folder.absolute()), "questions": list(questions), "limit": limit})
+    asked = json.dumps(
+        {"folder": str(folder.absolute() if isinstance(folder, Path) else folder), "questions": list(questions), "limit": limit}
+    )
     few = {**os.environ, "OMP_NUM_THREADS": str(_THREADS)}  # on many cores the libraries' threads alone would use up the memory
     command = [sys.executable, "-P", "-m", __name__]
     try:
@@ -82,7 +86,8 @@ def _problem(done: "subprocess.CompletedProcess[bytes]") -> SceneMillError:
     except ValueError:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
         return ConfigError(f"query: the process that ran it died ({last[0]}). Ask for less at once")
-    return (NotPublished if told["error"] == NotPublished.__name__ else ConfigError)(told["message"])
+    kinds = {kind.__name__: kind for kind in (NotPublished, TransientError)}
+    return kinds.get(told["error"], ConfigError)(told["message"])
 
 
 def _child() -> int:
@@ -91,7 +96,7 @@ def _child() -> int:
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTE, _MEMORY_BYTE))
     asked = json.load(sys.stdin)
     try:
-        with _connect(Path(asked["folder"])) as connection:
+        with _connect(place_of(asked["folder"])) as connection:
             answers = [_ask(connection, sql, asked["limit"]) for sql in asked["questions"]]
     except SceneMillError as error:
         print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
@@ -104,7 +109,7 @@ def _child() -> int:
 
 
 @contextmanager
-def _connect(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def _connect(folder: Place) -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect(":memory:", config=_SETTINGS) as connection:
         for name, dataset in datasets(folder).items():
             connection.register(name, dataset)

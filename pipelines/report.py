@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow as pa
 from scenemill.pipelines.query import query_all
 from scenemill.pipelines.series import Key, Lineage, Series, fold, gather, key_of, lineages, order_of, percent
 from scenemill.schemas.labels import LABELS
+from scenemill.schemas.places import Place
 from scenemill.schemas.published import GROUPS, PUBLISHED
 
 RUNS: Final = 6
@@ -140,7 +140,7 @@ class Fit:
 class Report:
     """What the metric tables of a folder say; ``runs`` is how many runs are ours."""
 
-    folder: Path
+    folder: Place
     runs: int
     boards: tuple[Board, ...]
     lineages: tuple[Lineage, ...]
@@ -149,7 +149,7 @@ class Report:
     fits: tuple[Fit, ...]
 
 
-def report(folder: Path) -> Report:
+def report(folder: Place) -> Report:
     """Ask the tables of a folder everything a report tells.
 
     Raises:

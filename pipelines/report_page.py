@@ -9,11 +9,12 @@ from scenemill.pipelines.page_frame import framed
 from scenemill.pipelines.report import BINS, Board, Depth, Fit, Report, Study, fit_figures, report
 from scenemill.pipelines.results import printable
 from scenemill.pipelines.series import Curve, Lineage, Series, measures, percent, place_of, starred, title
+from scenemill.schemas.places import Place
 from scenemill.schemas.published import GROUPS
 from scenemill.transforms.publish import write_whole
 
 
-def write_html(folder: Path, path: Path) -> Report:
+def write_html(folder: Place, path: Path) -> Report:
     """Write the report of a folder of metric tables as one page, whole or not at all, and return what it tells.
 
     Raises:

@@ -26,7 +26,7 @@ from scenemill.trainers.metrics import PUBLISHED, STUFF, Average, SurfaceRule, T
 from scenemill.trainers.panoptic import PixelRule, pq_averages, score_image
 from scenemill.trainers.segments import segments_from_labels, segments_from_panoptic
 from scenemill.trainers.selfcheck import run_selfcheck
-from scenemill.transforms.publish import remove
+from scenemill.transforms.publish import disk_of, remove
 from scenemill.transforms.store import Store, open_store
 
 SCORING: Final = "1"
@@ -61,7 +61,7 @@ class ScoreConfig:
 
     predictions: Path
     store: Place
-    tables: Path
+    tables: Place
     run: str = ""
     model: str = "model"
     split: str = ""
@@ -113,7 +113,7 @@ def score(config: ScoreConfig, on_progress: OnProgress = no_progress) -> Scored:
     decided = _run_name(config, store, there)
     run = config.run or decided
     groups = [there[start : start + _GROUP] for start in range(0, len(there), _GROUP)]
-    work = config.tables / ".work" / hashlib.sha256(f"{run} {decided}".encode()).hexdigest()[:16]
+    work = disk_of(config.tables) / ".work" / hashlib.sha256(f"{run} {decided}".encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
     function = partial(score_group, replace(config, run=run, version=store.version))
     results = list(

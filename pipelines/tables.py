@@ -5,12 +5,15 @@ once it is in scores**, and rows of other runs do not count. Each commit carries
 a repeated commit recognisable. Two equal ones at once are impossible as long as one looks and writes on the same snapshot: Delta
 compares a commit with those after its snapshot alone, so a run that is already in the snapshot would be added again.
 
-There is no lock. Processes of one machine or of several meet at the log, whose entries are placed by hard link where none is yet.
+There is no lock. Processes of one machine or of several meet at the log, whose entries are placed where none is yet: by hard link, and
+in S3 by a conditional write.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import Final
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,13 +23,19 @@ from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, 
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from scenemill.pipelines.tables_flush import flush_commits, marks, settled
-from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, NotPublished
+from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, NotPublished, SceneMillError
+from scenemill.schemas.places import Place, Remote
 from scenemill.schemas.published import PREFIX, published_scores
 from scenemill.schemas.steps import reached
 from scenemill.schemas.tables import COUNTS, DEPTHS, FITS, RENDERS, SCORES
+from scenemill.transforms.object_clients import delta_options, meaning
+from scenemill.transforms.objects import ObjectPath
 
 TABLES: Final[Mapping[str, pa.Schema]] = {"counts": COUNTS, "depths": DEPTHS, "renders": RENDERS, "fits": FITS, "scores": SCORES}
 """In the order they are committed: scores last, for they make the run visible."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _SETTINGS: Final = {"delta.appendOnly": "true"}
 _COMMIT_TRIES: Final = 100  # another writer's commit costs one try; the library's own 15 were enough for 8 writers at once
@@ -35,7 +44,26 @@ _ONE_TRY: Final = CommitProperties(max_commit_retries=0)  # a creation tried aga
 _FORBIDDEN: Final = frozenset(r"%[\]^|")  # deltalake 1.6 decodes % twice and takes folders with the others for no valid address
 
 
-def append_run(folder: Path, run: str, tables: Mapping[str, pa.Table]) -> None:
+def _told(function: Callable[Concatenate[Place, _P], _T]) -> Callable[Concatenate[Place, _P], _T]:
+    """What fails in an object store, as our errors, without the library's words: they may hold secrets."""
+
+    @wraps(function)
+    def told(folder: Place, /, *given: _P.args, **named: _P.kwargs) -> _T:
+        try:
+            return function(folder, *given, **named)
+        except SceneMillError:
+            raise
+        except (DeltaError, OSError) as error:
+            if isinstance(folder, Path):
+                raise
+            failure = meaning(str(folder), error)
+        raise failure  # out here, so that the library's own error is not chained to it
+
+    return told
+
+
+@_told
+def append_run(folder: Place, run: str, tables: Mapping[str, pa.Table]) -> None:
     """Add one run's rows to the tables of a folder; they are visible when this returns, and all at once.
 
     Run again after a kill, it completes what is missing; of a finished run it adds nothing. Other processes may append other runs
@@ -54,7 +82,7 @@ def append_run(folder: Path, run: str, tables: Mapping[str, pa.Table]) -> None:
     """
     _check(run, tables)
     _address(folder, "scores")
-    with settled(folder, tuple(TABLES)):
+    with settled(folder, tuple(TABLES)) if isinstance(folder, Path) else nullcontext():
         _create(folder)
         reached("metric tables made")
         if _open(folder, "scores").transaction_version(run) is not None:
@@ -66,7 +94,8 @@ def append_run(folder: Path, run: str, tables: Mapping[str, pa.Table]) -> None:
             reached("metric rows committed")
 
 
-def datasets(folder: Path) -> dict[str, ds.Dataset]:
+@_told
+def datasets(folder: Place) -> dict[str, ds.Dataset]:
     """The tables of a folder at one moment, by name: the rows of finished runs alone.
 
     Raises:
@@ -78,7 +107,8 @@ def datasets(folder: Path) -> dict[str, ds.Dataset]:
     return {**others, "scores": ds.dataset(scores)}  # not deltalake's, which takes nulls of files without the column for values
 
 
-def read_table(folder: Path, name: str) -> pa.Table:
+@_told
+def read_table(folder: Place, name: str) -> pa.Table:
     """All rows of finished runs in one table, in no particular order.
 
     Raises:
@@ -94,25 +124,31 @@ def read_table(folder: Path, name: str) -> pa.Table:
     return _read(folder, name, _open(folder, name)).filter(pc.field("run").isin(runs))
 
 
-def _dataset(folder: Path, name: str) -> ds.Dataset:
+def _dataset(folder: Place, name: str) -> ds.Dataset:
     """A table; an empty one where the folder is older than the table."""
-    return _open(folder, name).to_pyarrow_dataset() if _is_there(folder, name) else ds.dataset(TABLES[name].empty_table())
+    if not _is_there(folder, name):
+        return ds.dataset(TABLES[name].empty_table())
+    table = _open(folder, name)
+    return table.to_pyarrow_dataset() if isinstance(folder, Path) else ds.dataset(_read(folder, name, table))
 
 
-def _is_there(folder: Path, name: str) -> bool:
-    return (folder / name / "_delta_log").is_dir() and DeltaTable.is_deltatable(_address(folder, name))
+def _is_there(folder: Place, name: str) -> bool:
+    where = _address(folder, name)
+    return (folder / name / "_delta_log").is_dir() and (isinstance(folder, Remote) or DeltaTable.is_deltatable(where))
 
 
-def _runs(folder: Path, scores: DeltaTable) -> pa.Array:
+def _runs(folder: Place, scores: DeltaTable) -> pa.Array:
     return pc.unique(_read(folder, "scores", scores, ["run"])["run"].combine_chunks())
 
 
-def _read(folder: Path, name: str, table: DeltaTable, columns: Sequence[str] | None = None) -> pa.Table:
+def _read(folder: Place, name: str, table: DeltaTable, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows of a table, file by file: a dataset reads with threads that now and then crash a process which ends soon after."""
     schema = TABLES[name] if columns is None else pa.schema([TABLES[name].field(column) for column in columns])
     files = [folder / name / uri.rpartition("/")[2] for uri in table.file_uris()]
     try:
         read = [pq.ParquetFile(pa.BufferReader(file.read_bytes())).read(schema.names, use_threads=False) for file in files]
+    except SceneMillError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(folder, name, error) from error
     return pa.concat_tables([schema.empty_table(), *(_completed(part, schema) for part in read)])
@@ -152,23 +188,31 @@ def _difference(found: pa.Schema, wanted: pa.Schema) -> str:
     return f"it lacks {lacks[0]!r}" if lacks else f"{extra[0]!r} is no column of it"
 
 
-def _create(folder: Path) -> None:
+def _create(folder: Place) -> None:
     """Make what is missing of the tables, and add the published results, as one transaction of their own."""
     for name, schema in TABLES.items():
         where = _address(folder, name)
-        if DeltaTable.is_deltatable(where):
+        if _is_there(folder, name):
             _extend(folder, name)
             continue
         try:
-            DeltaTable.create(where, schema, mode="ignore", name=name, configuration=_SETTINGS, commit_properties=_ONE_TRY)
+            DeltaTable.create(
+                where,
+                schema,
+                mode="ignore",
+                name=name,
+                configuration=_SETTINGS,
+                storage_options=_options(folder),
+                commit_properties=_ONE_TRY,
+            )
         except CommitFailedError:
-            if not DeltaTable.is_deltatable(where):  # else another process made it first
+            if not _is_there(folder, name):  # else another process made it first
                 raise
-        flush_commits(folder / name, -1)
+        _flush(folder, name, -1)
     _commit(folder, "scores", PREFIX, published_scores())
 
 
-def _extend(folder: Path, name: str) -> None:
+def _extend(folder: Place, name: str) -> None:
     """Add the columns that a table of an older version lacks."""
     table = _open(folder, name)
     if not (lacks := _lacking(table, name)):
@@ -177,7 +221,9 @@ def _extend(folder: Path, name: str) -> None:
         table.alter.add_columns(lacks, commit_properties=CommitProperties(max_commit_retries=_COMMIT_TRIES))
     except CommitFailedError as error:
         if _lacking(_open(folder, name), name):  # else another process added them first
-            raise Conflict(f"tables {folder}: {name} could not get its new columns ({error}). Run the same again") from error
+            raise Conflict(
+                f"tables {folder}: {name} could not get its new columns ({_why(folder, error)}). Run the same again"
+            ) from error
 
 
 def _lacking(table: DeltaTable, name: str) -> list[Field]:
@@ -185,7 +231,7 @@ def _lacking(table: DeltaTable, name: str) -> list[Field]:
     return [column for column in Schema.from_arrow(TABLES[name]).fields if column.name not in there]
 
 
-def _commit(folder: Path, name: str, run: str, rows: pa.Table) -> bool:
+def _commit(folder: Place, name: str, run: str, rows: pa.Table) -> bool:
     """Add rows once; False where they, or another attempt's, are there already."""
     once = CommitProperties(app_transactions=[Transaction(run, 1)], max_commit_retries=_COMMIT_TRIES)
     refused = None
@@ -199,12 +245,14 @@ def _commit(folder: Path, name: str, run: str, rows: pa.Table) -> bool:
         except CommitFailedError as error:  # the same run came between, or other columns
             refused = error
         else:
-            flush_commits(folder / name, before)
+            _flush(folder, name, before)
             return True
-    raise Conflict(f"tables {folder}: run {run!r} could not be added to {name} ({refused}). Run the same again") from refused
+    raise Conflict(
+        f"tables {folder}: run {run!r} could not be added to {name} ({_why(folder, refused)}). Run the same again"
+    ) from refused
 
 
-def _compare(folder: Path, name: str, run: str, rows: pa.Table) -> None:
+def _compare(folder: Place, name: str, run: str, rows: pa.Table) -> None:
     """Refuse to finish a run with other rows than it began with."""
     there = _read(folder, name, _open(folder, name)).filter(pc.field("run") == run)
     order = [(column, "ascending") for column in rows.column_names]
@@ -212,26 +260,41 @@ def _compare(folder: Path, name: str, run: str, rows: pa.Table) -> None:
         raise Conflict(f"tables {folder}: an unfinished run {run!r} has other rows in {name}. Give this run an id of its own")
 
 
-def _open(folder: Path, name: str) -> DeltaTable:
+def _open(folder: Place, name: str) -> DeltaTable:
     if not _is_there(folder, name):
         raise NotPublished(f"tables {folder}: no metric tables here; the first evaluated run makes them")
     try:
-        return DeltaTable(_address(folder, name))
+        return DeltaTable(_address(folder, name), storage_options=_options(folder))
     except DeltaError as error:
         raise _unreadable(folder, name, error) from error
 
 
-def _unreadable(folder: Path, name: str, error: Exception) -> Corrupt:
-    why = str(error).partition("\n")[0]
+def _unreadable(folder: Place, name: str, error: Exception) -> Corrupt:
+    why = _why(folder, error).partition("\n")[0]
     advice = (
         "Score the run again that was under way"
-        if marks(folder)
+        if isinstance(folder, Path) and marks(folder)
         else "Restore it from a copy, or score the runs into another folder"
     )
     return Corrupt(f"tables {folder}: {name} cannot be read ({why}). {advice}.")
 
 
-def _address(folder: Path, name: str) -> str:
+def _why(folder: Place, error: Exception | None) -> str:
+    return str(error) if isinstance(folder, Path) else type(error).__name__
+
+
+def _flush(folder: Place, name: str, since: int) -> None:
+    if isinstance(folder, Path):
+        flush_commits(folder / name, since)
+
+
+def _options(folder: Place) -> dict[str, str] | None:
+    return delta_options(folder.scheme, folder.bucket) if isinstance(folder, ObjectPath) else None
+
+
+def _address(folder: Place, name: str) -> str:
+    if isinstance(folder, Remote):
+        return str(folder / name)
     path = (folder / name).absolute()
     if strange := sorted(_FORBIDDEN & set(str(path)) | {sign for sign in str(path) if not sign.isprintable()}):
         raise ConfigError(f"tables {path.parent}: the path has {strange[0]!r} in it, which Delta tables cannot; use another folder")

@@ -66,24 +66,37 @@ def _connect(scheme: str, bucket: str, prefix: str) -> "S3Store | GCSStore":
 def _connect_s3(bucket: str, prefix: str) -> "S3Store":
     from obstore.store import S3Store
 
-    endpoint = next((os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), "")
+    endpoint = _endpoint()
     config: S3Config = {"endpoint": endpoint} if endpoint else {}
-    own = bool(os.environ.get("AWS_ACCESS_KEY_ID")) or _is_true("AWS_SKIP_SIGNATURE")  # the library reads these itself
     return S3Store(
         bucket,
         prefix=prefix or None,
         config=config,
         client_options=_client_options(endpoint),
         retry_config=_RETRIES,
-        credential_provider=None if own else _credentials(bucket),
+        credential_provider=None if _is_own() else _credentials(bucket),
     )
 
 
+def _endpoint() -> str:
+    return next((os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if os.environ.get(name)), "")
+
+
+def _is_own() -> bool:
+    """Whether the environment holds what the libraries read themselves."""
+    return bool(os.environ.get("AWS_ACCESS_KEY_ID")) or _is_true("AWS_SKIP_SIGNATURE")
+
+
 def _credentials(bucket: str) -> Any:
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    return Boto3CredentialProvider(_session(bucket))
+
+
+def _session(bucket: str) -> Any:
     """Credentials by the chain of AWS's own library: profiles, single sign-on, roles, containers, the machine's account."""
     import boto3
     from botocore.exceptions import BotoCoreError
-    from obstore.auth.boto3 import Boto3CredentialProvider
 
     try:
         session = boto3.Session()
@@ -92,7 +105,37 @@ def _credentials(bucket: str) -> Any:
         raise ConfigError(f"s3://{bucket}: no credentials ({type(error).__name__}); give {_CREDENTIALS['s3']}") from None
     if found is None:
         raise ConfigError(f"s3://{bucket}: no credentials; give {_CREDENTIALS['s3']}")
-    return Boto3CredentialProvider(session)
+    return session
+
+
+def delta_options(scheme: str, bucket: str) -> dict[str, str]:
+    """How deltalake connects to a bucket: as ``client`` does, and so that a commit never replaces another. Holds secrets.
+
+    Raises:
+        ConfigError: there are no credentials, or the service is not one whose commits are known to be safe.
+    """
+    if scheme != "s3":
+        raise ConfigError(f"{scheme}://{bucket}: metric tables are kept in s3:// or on a disk; give one of these")
+    endpoint = _endpoint()
+    options = {"aws_conditional_put": "etag", "max_retries": "8", "retry_timeout": "180s"}
+    options |= {name: str(value).lower() for name, value in _client_options(endpoint).items()}
+    options |= {"aws_endpoint_url": endpoint} if endpoint else {}
+    if _is_own():
+        return options  # deltalake reads them itself
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    session = _session(bucket)
+    try:
+        found = session.get_credentials().get_frozen_credentials()
+    except (BotoCoreError, ClientError) as error:  # such as a single sign-on that is over
+        raise ConfigError(f"s3://{bucket}: no credentials ({type(error).__name__}); give {_CREDENTIALS['s3']}") from None
+    named = {
+        "aws_access_key_id": found.access_key,
+        "aws_secret_access_key": found.secret_key,
+        "aws_session_token": found.token,
+        "aws_region": session.region_name,
+    }
+    return options | {name: value for name, value in named.items() if value}
 
 
 def _connect_gs(bucket: str, prefix: str) -> "GCSStore":
@@ -135,24 +178,25 @@ def call(where: str, function: Callable[..., _T], *given: Any, **named: Any) -> 
         try:
             return function(*given, **named)
         except (BaseError, OSError) as error:
-            failure = _meaning(where, error)
+            failure = meaning(where, error)
         if not tries_left or not isinstance(failure, TransientError):
             break
         time.sleep(0.1 * 2 ** (_TRIES - tries_left))
     raise failure  # out here, so that the library's own error, and what it holds, is not chained to it
 
 
-def _meaning(where: str, error: Exception) -> Exception:
+def meaning(where: str, error: Exception) -> Exception:
+    """An error of a library that speaks to a service, as one that a caller can act on; of its words nothing but the status is kept."""
     from obstore import exceptions
 
-    scheme, told = where.partition(":")[0], str(error)
+    scheme, told = where.partition(":")[0], re.sub(r"\x1b\[\d+m", "", str(error))  # deltalake colours its words
     if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
         return FileExistsError(f"{where}: another writer was there first")
     if "<Code>NoSuchBucket</Code>" in told:
         return ConfigError(f"{where}: no such bucket; make it, or check {_REGION[scheme]}")
     if isinstance(error, FileNotFoundError | exceptions.NotFoundError):
         return FileNotFoundError(f"{where}: no such object")
-    status = re.search(r"status(?: code)?: (\d{3})", told)
+    status = re.search(r"status(?: code)?(?::|\s+\W*)\s*(\d{3})\b", told)
     code = status[1] if status else ""
     if isinstance(error, exceptions.UnauthenticatedError | exceptions.PermissionDeniedError) or code in ("401", "403"):
         return ConfigError(f"{where}: the service refuses; it knows us by {_CREDENTIALS[scheme]}")
