@@ -184,6 +184,7 @@ def test_a_raw_folder_in_a_bucket_gives_the_same_store_and_is_read_again_only_wh
     assert len(folders) == 1
 
 
+@pytest.mark.full
 def test_a_schedule_converts_from_a_bucket_into_a_bucket(
     front3d_world: Path, local: Path, bucket: Remote, net: Proxy, tmp_path: Path
 ) -> None:

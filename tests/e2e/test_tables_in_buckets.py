@@ -70,6 +70,7 @@ def test_the_rows_are_those_of_a_disk_and_a_run_is_added_once(bucket: Place, net
     assert query(bucket, NAMES).to_pylist() == [{"run": "a"}, {"run": "b"}]
 
 
+@pytest.mark.full
 def test_of_writers_at_once_nobody_loses_a_row(bucket: Place) -> None:
     runs = [f"{writer}-{number}" for writer in range(3) for number in range(2)]
     with ThreadPoolExecutor(len(runs)) as pool:
@@ -78,6 +79,7 @@ def test_of_writers_at_once_nobody_loses_a_row(bucket: Place) -> None:
     assert sorted(row["run"] for row in read_table(bucket, "depths").to_pylist()) == runs
 
 
+@pytest.mark.full
 def test_a_run_that_was_broken_off_is_seen_when_it_is_whole(bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     append_run(bucket, "a", rows_of("a"))
 
@@ -116,6 +118,7 @@ def test_what_the_service_refuses_or_throttles_is_told_without_its_words(
     assert ours_in(bucket) == ["a", "b"]
 
 
+@pytest.mark.full
 def test_sql_sees_the_tables_and_no_other_object(bucket: Place) -> None:
     append_run(bucket, "a", rows_of("a"))
     for sql in (
@@ -133,6 +136,7 @@ def test_tables_in_google_cloud_storage_are_refused_with_what_to_do(bucket: Plac
         append_run(place_of("gs://mill/tables"), "a", rows_of("a"))
 
 
+@pytest.mark.full
 def test_the_commands_take_uris(bucket: Place) -> None:
     append_run(bucket, "mine", rows_of("mine"))
     for words in (["query", str(bucket), NAMES], ["report", str(bucket)]):
