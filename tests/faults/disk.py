@@ -61,7 +61,7 @@ def read_journal(journal: Path, root: Path) -> list[Call]:
         paths = [os.path.relpath(name, root) if name and kind != "pointed" else name for name in (path, other)]
         if kind == "pointed":
             paths[0] = os.path.relpath(path, root)
-        calls.append(Call(kind, *paths, (journal / kept).read_bytes() if kept != "0" else None))
+        calls.append(Call(kind, paths[0], paths[1], (journal / kept).read_bytes() if kept != "0" else None))
     return calls
 
 
@@ -98,9 +98,9 @@ class Disk:
     def __init__(self, before: Path | None, *, ordered: bool) -> None:
         self._ordered = ordered
         self._safe: dict[str, _Node] = {".": None}
-        for path in sorted(before.rglob("*")) if before is not None and before.exists() else ():
+        for path in sorted(before.rglob("*")) if before is not None else ():
             data = None if path.is_dir() else path.read_bytes()
-            self._safe[path.relative_to(before).as_posix()] = None if data is None else _File(data, data)
+            self._safe[os.path.relpath(path, before)] = None if data is None else _File(data, data)
         self._seen = dict(self._safe)
         self._waiting: list[tuple[_Change, ...]] = []
 

@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -89,10 +90,13 @@ def run(args: list[str], env: dict[str, str], log: str) -> NoReturn:
     if room := os.environ.get("MEMORY_ROOM_MIB"):
         limit_memory(int(room))
     sys.argv = ["scenemill", *args]
-    others = {"metrics": add_metrics, "checkpoint": add_checkpoint, "prediction": add_prediction}
+    others: dict[str, Callable[..., None]] = {"metrics": add_metrics, "checkpoint": add_checkpoint, "prediction": add_prediction}
     code: Any = 1
     try:
-        others.get(args[0], lambda *_: main())(*args[1:])
+        if args[0] in others:
+            others[args[0]](*args[1:])
+        else:
+            main()
         code = 0
     except SystemExit as leave:
         code = leave.code

@@ -25,7 +25,7 @@ class QuickMill(Mill):
         self._log_of[pid] = log
         return pid
 
-    def do(self, *args: object, root: Path | None = None, kill_at: str = "", room_mib: int = 0, **disk: object) -> Done:
+    def act(self, *args: object, root: Path | None = None, kill_at: str = "", room_mib: int = 0, **disk: object) -> Done:
         """Run a command; ``fail="28:3:0"`` is ``DISK_FAIL`` for what is below ``root``, and so on. With ``room_mib`` it gets so much
         memory beside what it begins with, and no more."""
         environment = {f"DISK_{name.upper()}": str(value) for name, value in disk.items()}
@@ -36,7 +36,7 @@ class QuickMill(Mill):
         self, world: Path, store: Path, *options: object, root: Path | None = None, kill_at: str = "", **disk: object
     ) -> Done:
         """Ingest a made-up folder, two samples to a part."""
-        return self.do(*self.ingest_args(world, store, *options), root=root or store, kill_at=kill_at, **disk)
+        return self.act(*self.ingest_args(world, store, *options), root=root or store, kill_at=kill_at, room_mib=0, **disk)
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def test_what_a_lying_disk_lost_is_noticed_and_never_read_as_other_values(
 def test_read_that_lies_is_noticed(how: str, number: int, quick: QuickMill, recorded: tuple[Path, list[Call]]) -> None:
     """One read of a verification gives other bits, or fewer bytes: it is told, or read again."""
     store, _ = recorded
-    done = quick.do("verify", store, "--json", root=store, read=f"{how}:{number}")
+    done = quick.act("verify", store, "--json", root=store, read=f"{how}:{number}")
     assert done.code in (YOUR_INPUT, 3) or how == "cut", done.said
     assert "Traceback" not in done.said
 
@@ -195,15 +195,15 @@ def seen_runs(folder: Path) -> set[str]:
 def metrics(quick: QuickMill, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Call], list[Call]]:
     """Metric tables before and after a second run, and what the first and the second did to the disk."""
     folder = tmp_path_factory.mktemp("metrics")
-    done = []
+    done: list[list[Call]] = []
     for name, run in (("one", "first"), ("two", "second")):
         (folder / f"journal of {name}").mkdir()
         if name == "two":
             shutil.copytree(folder / "one", folder / "two")
-        ended = quick.do("metrics", folder / name, run, root=folder / name, journal=folder / f"journal of {name}")
+        ended = quick.act("metrics", folder / name, run, root=folder / name, journal=folder / f"journal of {name}")
         assert ended.code == 0, ended.said
         done.append(read_journal(folder / f"journal of {name}", folder / name))
-    return folder / "one", folder / "two", *done
+    return folder / "one", folder / "two", done[0], done[1]
 
 
 @pytest.mark.parametrize("ordered", [True, False], ids=["journal", "POSIX"])
@@ -217,7 +217,8 @@ def test_metric_tables_are_completed_after_any_loss_of_power(
     metrics: tuple[Path, Path, list[Call], list[Call]],
     tmp_path: Path,
 ) -> None:
-    before, calls, run = (metrics[0] if which else None), metrics[2 + which], ("first", "second")[which]
+    one, two, first, second = metrics
+    before, after, calls, run = (one, two, second, "second") if which else (None, one, first, "first")
     earlier = {"first"} if which else set()
     rng = random.Random(f"{seed} {which} {ordered}")
     scores = [number for number, call in enumerate(calls) if call.kind == "linked" and "scores/" in call.other]
@@ -228,10 +229,10 @@ def test_metric_tables_are_completed_after_any_loss_of_power(
             assert done < len(calls) or seen_runs(left) == earlier | {run}
         except Corrupt as error:
             assert done < len(calls) and "again" in str(error)
-        again = quick.do("metrics", left, run)
+        again = quick.act("metrics", left, run)
         assert again.code == 0, (done, again.said)
         assert seen_runs(left) == earlier | {run}
-        assert read_table(left, "scores").sort_by("run").equals(read_table(metrics[which], "scores").sort_by("run"))
+        assert read_table(left, "scores").sort_by("run").equals(read_table(after, "scores").sort_by("run"))
 
 
 @pytest.mark.parametrize(
@@ -242,10 +243,10 @@ def test_failing_call_of_a_commit_adds_no_run_and_the_next_completes(
     letter: str, number: int, quick: QuickMill, metrics: tuple[Path, Path, list[Call], list[Call]], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(metrics[0], tmp_path / "tables"))
-    done = quick.do("metrics", folder, "second", root=folder, fail=f"{errno.ENOSPC}:{number}:0", calls=letter)
+    done = quick.act("metrics", folder, "second", root=folder, fail=f"{errno.ENOSPC}:{number}:0", calls=letter)
     assert seen_runs(folder) in ({"first"}, {"first", "second"})
     assert done.code != 0 or seen_runs(folder) == {"first", "second"}
-    again = quick.do("metrics", folder, "second")
+    again = quick.act("metrics", folder, "second")
     assert again.code == 0, again.said
     assert read_table(folder, "scores").sort_by("run").equals(read_table(metrics[1], "scores").sort_by("run"))
 
@@ -254,11 +255,11 @@ def test_failing_call_of_a_commit_adds_no_run_and_the_next_completes(
 def test_checkpoint_is_the_old_one_or_the_new_one_after_any_loss_of_power(ordered: bool, quick: QuickMill, tmp_path: Path) -> None:
     results, path = tmp_path / "results", tmp_path / "results" / "model_epoch_001.pth"
     (tmp_path / "journal").mkdir()
-    assert quick.do("checkpoint", path, 1).code == 0
+    assert quick.act("checkpoint", path, 1).code == 0
     before = Path(shutil.copytree(results, tmp_path / "before"))
     latest = before / "model_latest.pth"
     latest.unlink()
-    done = quick.do("checkpoint", path, 2, root=results, journal=tmp_path / "journal")
+    done = quick.act("checkpoint", path, 2, root=results, journal=tmp_path / "journal")
     assert done.code == 0, done.said
     calls = read_journal(tmp_path / "journal", results)
     old, new = (load_checkpoint(file)["state_dict"]["backbone.weight"] for file in (before / path.name, path))
@@ -273,9 +274,9 @@ def test_checkpoint_is_the_old_one_or_the_new_one_after_any_loss_of_power(ordere
 def test_prediction_is_whole_or_not_there_after_any_loss_of_power(ordered: bool, quick: QuickMill, tmp_path: Path) -> None:
     told = tmp_path / "told"
     (tmp_path / "journal").mkdir()
-    assert quick.do("prediction", told, 1).code == 0
+    assert quick.act("prediction", told, 1).code == 0
     before = Path(shutil.copytree(told, tmp_path / "before"))
-    done = quick.do("prediction", told, 2, root=told, journal=tmp_path / "journal")
+    done = quick.act("prediction", told, 2, root=told, journal=tmp_path / "journal")
     assert done.code == 0, done.said
     calls = read_journal(tmp_path / "journal", told)
     whole = [read_prediction(root, "scene/0001", 64) for root in (before, told)]
@@ -294,9 +295,9 @@ def test_prediction_is_whole_or_not_there_after_any_loss_of_power(ordered: bool,
 @pytest.mark.parametrize("letter", ["w", *(pytest.param(letter, marks=FULL) for letter in "csr")])
 def test_failing_call_leaves_the_checkpoint_of_before(letter: str, quick: QuickMill, tmp_path: Path) -> None:
     path = tmp_path / "results" / "model_epoch_001.pth"
-    assert quick.do("checkpoint", path, 1).code == 0
+    assert quick.act("checkpoint", path, 1).code == 0
     data = path.read_bytes()
-    done = quick.do("checkpoint", path, 2, root=path.parent, fail=f"{errno.ENOSPC}:1:0", calls=letter)
+    done = quick.act("checkpoint", path, 2, root=path.parent, fail=f"{errno.ENOSPC}:1:0", calls=letter)
     assert done.code != 0 and "No space left" in done.said
     assert path.read_bytes() == data
     assert sorted(file.name for file in path.parent.iterdir()) == ["model_epoch_001.pth", "model_latest.pth"]
@@ -354,7 +355,7 @@ def test_store_on_a_disk_that_is_full_and_then_read_only_is_completed_once_there
 
 
 def test_folder_of_metric_tables_that_cannot_be_written_is_told(quick: QuickMill, tmp_path: Path) -> None:
-    done = quick.do("metrics", tmp_path / "tables", "first", root=tmp_path / "tables", fail=f"{errno.EROFS}:1:0", calls="m")
+    done = quick.act("metrics", tmp_path / "tables", "first", root=tmp_path / "tables", fail=f"{errno.EROFS}:1:0", calls="m")
     assert done.code != 0 and "Read-only file system" in done.said
     with pytest.raises((NotPublished, ConfigError)):
         read_table(tmp_path / "tables", "scores")
