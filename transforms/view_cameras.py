@@ -161,7 +161,8 @@ def world_from_camera_of(transform: Matrix) -> Matrix:
     """
     pose = np.eye(4)
     pose[:3, :3] = transform[:3] @ _CV_FROM_GL
-    pose[:3, 3] = -transform[:3] @ transform[3]
+    with np.errstate(over="ignore", invalid="ignore"):  # of a rotation that is none, which the checks tell
+        pose[:3, 3] = -transform[:3] @ transform[3]
     return pose
 
 

@@ -175,9 +175,9 @@ def test_what_a_lying_disk_lost_is_noticed_and_never_read_as_other_values(
 
 
 @pytest.mark.parametrize("how", ["flip", "cut"])
-@pytest.mark.parametrize("number", [3, *(pytest.param(number, marks=FULL) for number in (1, 2, *range(4, 90)))])
+@pytest.mark.parametrize("number", [3, *(pytest.param(number, marks=FULL) for number in (1, 2, *range(4, 77)))])
 def test_read_that_lies_is_noticed(how: str, number: int, quick: QuickMill, recorded: tuple[Path, list[Call]]) -> None:
-    """One read of a verification gives other bits, or fewer bytes: it is told, or read again."""
+    """One of the 76 reads of a verification gives other bits, or fewer bytes: it is told, or read again."""
     store, _ = recorded
     done = quick.act("verify", store, "--json", root=store, read=f"{how}:{number}")
     assert done.code in (YOUR_INPUT, 3) or how == "cut", done.said
@@ -341,7 +341,7 @@ subprocess.run([sys.executable, "-m", "scenemill.pipelines.cli", "verify", {stor
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("size", ["256k", "900k", "1500k", "2m"])
+@pytest.mark.parametrize("size", ["256k", "900k", "1500k"])
 def test_store_on_a_disk_that_is_full_and_then_read_only_is_completed_once_there_is_room(
     size: str, front3d_world: Path, tmp_path: Path
 ) -> None:

@@ -47,7 +47,7 @@ HOMES = {
     "pyrage": ("trainers/checkpoint.py",),
     "wandb": ("trainers/status.py",),
     "starlette": ("pipelines/view_server.py", "pipelines/view_guard.py", "pipelines/web_access.py", "pipelines/jobs_"),
-    "uvicorn": ("pipelines/view.py", "pipelines/jobs_server.py"),
+    "uvicorn": ("pipelines/view.py", "pipelines/jobs_server.py", "pipelines/web_patience.py"),
     "fastapi": ("pipelines/jobs_service.py",),
     "httpx": ("pipelines/jobs_client.py",),
     "prometheus_client": ("pipelines/jobs_metrics.py",),

@@ -223,3 +223,7 @@ def test_the_published_sample_has_its_astronaut_where_the_image_shows_it(real_da
     assert z == pytest.approx(-24.98, abs=0.01)
     column, row = (x / -z * found.projection[0, 0] + 1) * 512, (1 - y / -z * found.projection[1, 0]) * 512
     assert (column, row) == (pytest.approx(455, abs=3), pytest.approx(715, abs=3))  # between the boots, by the picture
+
+
+def test_a_transform_of_huge_numbers_has_no_pose_and_no_warning() -> None:
+    assert not np.isfinite(world_from_camera_of(np.full((4, 3), 1e200))[:3, 3]).any()
