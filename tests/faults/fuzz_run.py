@@ -165,7 +165,7 @@ def _open(name: str, folder: Path, found: Path) -> tuple["FuzzTarget", Tally]:
 
 def inside(name: str, folder: Path, arguments: Sequence[str]) -> None:
     """The process that fuzzes: libFuzzer takes it over and ends it."""
-    import atheris  # type: ignore[import-untyped]
+    import atheris
 
     with atheris.instrument_imports(include=["scenemill"]):
         from tests.faults import fuzzer  # noqa: F401 - while what it imports is instrumented
