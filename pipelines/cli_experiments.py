@@ -39,8 +39,9 @@ def register(app: typer.Typer) -> None:
     app.command("schema")(schema)
 
 
-def _load(spec: Path, overrides: list[str] | None) -> "ExperimentConfig":
-    """The experiment, with a line on standard error for every setting that nothing reads."""
+def _load(spec: Path, overrides: list[str] | None, action: str) -> "ExperimentConfig":
+    """The experiment, its action's checkpoints on a disk, with a line on standard error for every setting that nothing reads."""
+    from scenemill.pipelines.fetched import with_fetched
     from scenemill.pipelines.specs import list_specs, load_spec, read_spec, spec_text
     from scenemill.schemas.experiment import ignored_settings
 
@@ -52,7 +53,7 @@ def _load(spec: Path, overrides: list[str] | None) -> "ExperimentConfig":
         config = load_spec(spec, overrides or ())
     for line in ignored_settings(config):
         print(line, file=sys.stderr)
-    return config
+    return with_fetched(config, action)
 
 
 def train(spec: Spec, overrides: Overrides = None) -> None:
@@ -61,7 +62,7 @@ def train(spec: Spec, overrides: Overrides = None) -> None:
     from scenemill.pipelines.training import run_training
     from scenemill.schemas.experiment import gpus_of
 
-    config = _load(spec, overrides)
+    config = _load(spec, overrides, "train")
     with training_bar(len(gpus_of(config.train.num_gpus, config.train.gpu_ids)) * config.train.num_nodes) as on_step:
         trained = run_training(config, on_step, log_lines)
     typer.echo(f"step {trained.step}, epoch {trained.epoch}: {trained.checkpoint}")
@@ -79,7 +80,7 @@ def tune(
     from scenemill.pipelines.tuning import tune as search
     from scenemill.schemas.experiment import gpus_of
 
-    config = _load(spec, overrides)
+    config = _load(spec, overrides, "train")
     with training_bar(len(gpus_of(config.train.num_gpus, config.train.gpu_ids)) * config.train.num_nodes) as on_step:
         tuned = search(config, trials, on_step, log_lines)
     number, quality, settings = tuned.best
@@ -100,7 +101,7 @@ def evaluate(spec: Spec, overrides: Overrides = None) -> None:
     from scenemill.pipelines.progress import log_lines
     from scenemill.pipelines.score_text import print_evaluated
 
-    config = _load(spec, overrides)
+    config = _load(spec, overrides, "evaluate")
     if names_several(config.evaluate.checkpoint):
         _evaluate_several(config)
     else:
@@ -136,7 +137,7 @@ def inference(
     from scenemill.pipelines.evaluation import run_inference
     from scenemill.pipelines.progress import log_lines
 
-    config = _load(spec, overrides)
+    config = _load(spec, overrides, "inference")
     typer.echo(run_inference(config, log_lines, overwrite=overwrite))
 
 
@@ -144,7 +145,7 @@ def export(spec: Spec, overrides: Overrides = None) -> None:
     """Write stage 1 as ONNX, and hold it against PyTorch by ONNX Runtime."""
     from scenemill.pipelines.exporting import run_export
 
-    config = _load(spec, overrides)
+    config = _load(spec, overrides, "export")
     for line in run_export(config):
         typer.echo(line)
 
@@ -160,7 +161,7 @@ def export_triton(
     """Write a model repository for a Triton server: stage 1 as ONNX, stage 2 as a Python model that calls it."""
     from scenemill.pipelines.triton import export_triton as write_repository
 
-    config = _load(spec, overrides)
+    config = _load(spec, overrides, "export")
     for model in write_repository(config, repository, backend=backend, device=device, max_batch_size=max_batch_size):
         typer.echo(f"{model.name}: {model.backend}, {model.device}")
         for way, forms in (("in", model.inputs), ("out", model.outputs)):
@@ -173,7 +174,7 @@ def gen_trt_engine(spec: Spec, overrides: Overrides = None) -> None:
     """Build a TensorRT engine from the ONNX file; needs TensorRT and an NVIDIA GPU."""
     from scenemill.pipelines.exporting import run_gen_trt_engine
 
-    typer.echo(run_gen_trt_engine(_load(spec, overrides)))
+    typer.echo(run_gen_trt_engine(_load(spec, overrides, "export")))
 
 
 def default_specs(action: Action) -> None:

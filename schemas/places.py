@@ -95,6 +95,10 @@ class Remote(ABC):
         """SHA-256 of the file, read a piece at a time."""
 
     @abstractmethod
+    def fetch(self, target: Path) -> None:
+        """Write the bytes of the file to a file on a disk, a piece at a time; what is cut off is begun anew."""
+
+    @abstractmethod
     def create(self, data: bytes | Path) -> None:
         """Write a file where none is. The same bytes there already are as good, whoever wrote them.
 
