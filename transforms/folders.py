@@ -216,6 +216,10 @@ def _open_inside(root: Path, relative: str, limit_byte: int) -> tuple[int, int]:
     tree, below, _ = relative.partition("/")
     if ".." in relative.split("/") or "\0" in relative:
         raise SourceError("path", f"{relative[:200]!r}, which leads out of the raw folder", "a file inside it")
+    try:
+        os.fsencode(relative)
+    except UnicodeEncodeError as error:  # half a character
+        raise SourceError("path", f"{relative[:200]!r}, which no file can be called", "a file inside the raw folder") from error
     inside = os.path.realpath(root / tree if below else root)
     path = os.path.realpath(root / relative)
     if path != inside and not path.startswith(inside + os.sep):

@@ -620,7 +620,8 @@ def test_strange_file_is_a_finding(place: int, damage: Callable[[Path], None], w
 
 
 @pytest.mark.parametrize(
-    "path", ["../secret", "data/../../secret", "/etc/passwd", "data/\0", "", ".", "data", "data/" + "x" * 5000, "a/b/c"]
+    "path",
+    ["../secret", "data/../../secret", "/etc/passwd", "data/\0", "data/\ud800", "", ".", "data", "data/" + "x" * 5000, "a/b/c"],
 )
 def test_path_out_of_the_folder_is_refused(path: str, worlds: tuple[Path, Path]) -> None:
     (worlds[0].parent / "secret").write_bytes(b"secret")
