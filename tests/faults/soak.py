@@ -3,12 +3,13 @@
     python tests/faults/soak.py --minutes 60 [--folder FOLDER]
 
 Each round ingests a made-up folder with two workers (in turn all of it anew, then a split, then the rest), reads the store by a loader
-with two workers, and scores the truth, told as predictions, with two workers. After each round it looks at memory, open files, threads,
-processes, temporary files and shared memory. The first third is warm-up. A figure grows if the median of the slopes between all pairs
-of rounds after that (Theil-Sen) says so beyond its limit. Prints a JSON document; ends with 1 if anything grew.
+with two workers, and scores the truth, told as predictions, with two workers. After each round it looks at memory, Python objects, open
+files, threads, processes, temporary files and shared memory. The first third is warm-up. A figure grows if the median of the slopes
+between all pairs of rounds after that (Theil-Sen) says so beyond its limit. Prints a JSON document; ends with 1 if anything grew.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import shutil
@@ -32,7 +33,15 @@ from scenemill.pipelines.score import ScoreConfig, score
 from scenemill.schemas.config import IngestConfig
 from scenemill.transforms.worlds import write_world
 
-LIMITS: Final = {"memory_mib": 24.0, "files": 2.0, "threads": 2.0, "processes": 1.0, "temporary": 2.0, "shared": 1.0}
+LIMITS: Final = {
+    "memory_mib": 24.0,
+    "objects": 5000.0,
+    "files": 2.0,
+    "threads": 2.0,
+    "processes": 1.0,
+    "temporary": 2.0,
+    "shared": 1.0,
+}
 """How much each figure may grow from the end of the warm-up to the end."""
 
 
@@ -43,6 +52,7 @@ class Look:
     round: int
     seconds: float
     memory_mib: float
+    objects: int
     files: int
     threads: int
     processes: int
@@ -52,6 +62,8 @@ class Look:
 
 def look(number: int, began: float) -> Look:
     gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # free pieces that the C library keeps are no growth
     me = psutil.Process()
     children = me.children(recursive=True)
     shared = Path("/dev/shm")
@@ -59,6 +71,7 @@ def look(number: int, began: float) -> Look:
         number,
         time.monotonic() - began,
         me.memory_full_info().uss / 2**20,
+        len(gc.get_objects()),
         me.num_fds(),
         threading.active_count(),
         1 + len(children),
