@@ -22,6 +22,7 @@ APERTURE_MM: Final = 20.955
 FOCAL_MM: Final = 24.0
 """The lens that a view is written with where nothing else is asked for: that of the published sample, 47.2 degrees wide."""
 
+_NARROWEST: Final = 1e-9  # radians, of an angle of view that is one
 _LARGEST_PIXEL: Final = 1 << 15
 _LENS_STEPS: Final = 32  # of the last digit; tangents and their inverses are exact to a few
 _CV_FROM_GL: Final = np.diag([1.0, -1.0, -1.0])  # x right, y down, z forward from x right, y up, -z forward
@@ -69,8 +70,8 @@ def read_metadata(data: bytes) -> ViewMetadata:
     if not np.allclose(matrix[:, 3], (0, 0, 0, 1), atol=1e-6):
         raise SourceError("metadata", f"last column {matrix[:, 3].tolist()} of tf_mat", "0, 0, 0, 1: a matrix for rows")
     lens = [float(_numbers(camera, name, ())) for name in ("horizontal_aperture", "focal_length")]
-    if min(lens) <= 0:
-        raise SourceError("metadata", f"aperture {lens[0]:g} and focal length {lens[1]:g}", "both above 0")
+    if min(lens) <= 0 or field_of_view(*lens) < _NARROWEST:
+        raise SourceError("metadata", f"aperture {lens[0]:g} and focal length {lens[1]:g}", "both above 0, and an angle of view")
     near, far = _numbers(camera, "clipping_range", (2,)).tolist()
     assets = tuple(_asset(entry) for entry in _entry(document, "asset_transforms", list))
     boxes = {name: document[name] for name in ("bbox_2d_tight", "bbox_2d_loose") if name in document}

@@ -83,6 +83,7 @@ def test_metadata_say_camera_size_range_and_assets() -> None:
         (document(tf_mat=np.eye(4).tolist()[:3] + [[1.0, 2.0, 3.0, 2.0]]), "last column"),
         (document(tf_mat=np.array([[1, 0, 0, 5], [0, 1, 0, 5], [0, 0, 1, 5], [0, 0, 0, 1]]).tolist()), "a matrix for rows"),
         (document(focal_length=0), "both above 0"),
+        (document(focal_length=1e308, horizontal_aperture=1e-308), "an angle of view"),
         (document(focal_length="24"), "one finite number"),
         (document(horizontal_aperture=-1), "both above 0"),
         (document(clipping_range=[1]), "2 finite numbers"),
