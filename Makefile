@@ -50,7 +50,7 @@ test: check  # JOBS=8 for more processes; each has one thread, as small tensors 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder tests
 
 faults: setup
-	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/faults
+	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/faults $(addprefix tests/e2e/test_,$(addsuffix .py,object_stores tables_in_buckets dataflow batch_evaluation))
 
 overfit: setup  # the tiny experiments as shipped, to a PQ near 1, and the whole line: half an hour on two cores
 	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/e2e/test_overfit.py tests/e2e/test_demo.py

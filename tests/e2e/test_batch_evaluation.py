@@ -70,6 +70,7 @@ def test_a_folder_is_evaluated_to_the_numbers_of_its_checkpoints_alone(trained: 
     assert (lineage.steps, lineage.name) == (STEPS, "out/train")
 
 
+@pytest.mark.full
 def test_the_commands_evaluate_each_checkpoint_once_and_show_the_curve(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

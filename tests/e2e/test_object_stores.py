@@ -210,6 +210,7 @@ def _recoloured(world: Path, name: str) -> bytes:
     return next(path.read_bytes() for path in sorted(world.rglob("rgb_*")) if path.name != name)
 
 
+@pytest.mark.full
 def test_a_run_killed_anywhere_is_gone_on_with(
     front3d_world: Path, local: Path, bucket: Remote, net: Proxy, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Stored files beside those of stores, damaged in every kind of their bytes: told, or the same values; where no sum covers them, told
 or not, but never an error of another kind."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "cut": lambda data, rng: data[: rng.randrange(len(data))],
     "lengthen": lambda data, rng: data + rng.randbytes(rng.choice((1, 22, 5000))),
 }
-TIMES = 40
+TIMES = 40 if os.environ.get("SCENEMILL_FULL") == "1" else 12
 KEY = "scene/0001"
 
 
@@ -62,7 +63,7 @@ def test_a_damaged_checkpoint_is_told_or_has_its_values(how: str, mapped: bool, 
             continue
         assert found["epoch"] == 3
         assert all(torch.equal(found["state_dict"][name], value) for name, value in weights.items())
-    assert told > TIMES // 4 or how == "lengthen"
+    assert told > TIMES // 6 or how == "lengthen"
 
 
 def test_weights_of_another_file_in_a_checkpoint_are_told(tmp_path: Path) -> None:
