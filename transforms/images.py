@@ -70,7 +70,14 @@ def _read_with_pillow(data: bytes, form: str, size: tuple[int, int], modes: dict
     except SourceError:
         raise
     except Exception as error:  # Pillow's decoders raise many classes on hostile bytes
+        _refuse_blame(error)
         raise SourceError("container", f"no readable {form} image ({str(error)[:120]})", f"a {form} file") from error
+
+
+def _refuse_blame(error: Exception) -> None:
+    """Let a lack of memory be one: it says nothing of the file, whose sample must not be rejected for it."""
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        raise MemoryError(str(error) or "while an image was decoded") from error
 
 
 def _check_png_chunks(data: bytes) -> bytes:
@@ -130,6 +137,7 @@ def read_exr_depth(data: bytes, size: tuple[int, int]) -> NDArray[np.float32]:
         with closing(OpenEXR.InputFile(io.BytesIO(data))) as file:
             pixels = file.channel("Z")
     except Exception as error:  # the bindings raise many classes on hostile bytes
+        _refuse_blame(error)
         raise SourceError("container", f"no readable OpenEXR file ({str(error)[:120]})", "an OpenEXR file") from error
     if len(pixels) != size[0] * size[1] * 4:
         raise SourceError("shape", f"{len(pixels)} bytes of depth", f"{size[0] * size[1] * 4}")
@@ -189,4 +197,5 @@ def probe_size(data: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             return image.size[1], image.size[0]
     except Exception as error:
+        _refuse_blame(error)
         raise SourceError("container", f"no readable image ({str(error)[:120]})", "a PNG or JPEG file") from error

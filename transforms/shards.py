@@ -21,11 +21,17 @@ from scenemill.schemas.fields import Field
 from scenemill.transforms.layout import Layout, blosc_settings
 
 _MISSING: Final = np.uint64(0xFFFFFFFFFFFFFFFF)
+_SCRATCH_BYTE: Final = 1 << 25  # more than blosc and zstd take for blocks of 512 KiB, each on eight threads
 _SHUFFLE: Final = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
 
 
 def encode_chunk(data: NDArray[Any], settings: Mapping[str, Any]) -> bytes:
-    """One chunk as it lies in a file: compressed by blosc, with its crc32c behind it."""
+    """One chunk as it lies in a file: compressed by blosc, with its crc32c behind it.
+
+    Raises:
+        MemoryError: blosc would not have what it needs.
+    """
+    np.empty(_SCRATCH_BYTE, np.uint8)  # blosc without memory says nothing and does not compress: other bytes for the same values
     codec = Blosc(settings["cname"], settings["clevel"], _SHUFFLE[settings["shuffle"]], settings["blocksize"], settings["typesize"])
     encoded = bytes(codec.encode(data))
     return b"".join((encoded, google_crc32c.value(encoded).to_bytes(4, "little")))

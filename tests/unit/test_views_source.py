@@ -300,7 +300,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_volumes_of_distances_are_not_stored_in_less_where_there_are_none() -> None:
-    with pytest.raises(ConfigError, match="views have no volumes"):
+    with pytest.raises(ConfigError, match="only volumes of rooms"):
         IngestConfig("views", Path("raw"), precision="float16")
 
 
