@@ -31,6 +31,13 @@ _CREDENTIALS: Final = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile (AWS_PROFILE), or a role; AWS_SKIP_SIGNATURE=true for a public bucket",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, gcloud's login, or the machine's account; GOOGLE_SKIP_SIGNATURE=true for a public bucket",
 }
+_GOOGLE: Final = (
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_BASE_URL",
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "GOOGLE_SERVICE_ACCOUNT_PATH",
+)
 _REGION: Final = {"s3": "AWS_REGION and AWS_ENDPOINT_URL", "gs": "the name"}
 
 _T = TypeVar("_T")
@@ -112,13 +119,14 @@ def delta_options(scheme: str, bucket: str) -> dict[str, str]:
     """How deltalake connects to a bucket: as ``client`` does, and so that a commit never replaces another. Holds secrets.
 
     Raises:
-        ConfigError: there are no credentials, or the service is not one whose commits are known to be safe.
+        ConfigError: there are no credentials.
     """
-    if scheme != "s3":
-        raise ConfigError(f"{scheme}://{bucket}: metric tables are kept in s3:// or on a disk; give one of these")
+    return _delta_options_s3(bucket) if scheme == "s3" else _delta_options_gs()
+
+
+def _delta_options_s3(bucket: str) -> dict[str, str]:
     endpoint = _endpoint()
-    options = {"aws_conditional_put": "etag", "max_retries": "8", "retry_timeout": "180s"}
-    options |= {name: str(value).lower() for name, value in _client_options(endpoint).items()}
+    options = _delta_patience(endpoint) | {"aws_conditional_put": "etag"}
     options |= {"aws_endpoint_url": endpoint} if endpoint else {}
     if _is_own():
         return options  # deltalake reads them itself
@@ -136,6 +144,17 @@ def delta_options(scheme: str, bucket: str) -> dict[str, str]:
         "aws_region": session.region_name,
     }
     return options | {name: value for name, value in named.items() if value}
+
+
+def _delta_options_gs() -> dict[str, str]:
+    """Its commits have a condition without being told; what it is told here it would not read for the files of rows."""
+    given = {name.lower(): os.environ[name] for name in _GOOGLE if os.environ.get(name)}
+    return _delta_patience(os.environ.get("GOOGLE_BASE_URL", "")) | given
+
+
+def _delta_patience(endpoint: str) -> dict[str, str]:
+    options = {name: str(value).lower() for name, value in _client_options(endpoint).items()}
+    return options | {"max_retries": "8", "retry_timeout": "180s"}
 
 
 def _connect_gs(bucket: str, prefix: str) -> "GCSStore":
