@@ -47,16 +47,16 @@ check: setup $(LINK)
 	$(BIN)/python -m pytest -q --doctest-modules schemas validators transforms pipelines trainers
 
 test: check  # JOBS=8 for more processes; each has one thread, as small tensors gain nothing from more
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --max-worker-restart 2 tests
 
 faults: setup
-	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/faults $(addprefix tests/e2e/test_,$(addsuffix .py,object_stores tables_in_buckets dataflow batch_evaluation))
+	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests/faults $(addprefix tests/e2e/test_,$(addsuffix .py,object_stores tables_in_buckets dataflow batch_evaluation))
 
 overfit: setup  # the tiny experiments as shipped, to a PQ near 1, and the whole line: half an hour on two cores
-	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/e2e/test_overfit.py tests/e2e/test_demo.py
+	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests/e2e/test_overfit.py tests/e2e/test_demo.py
 
 notebooks: setup  # those of examples, from the first cell to the last
-	SCENEMILL_FULL=1 $(BIN)/python -m pytest tests/e2e/test_notebooks.py
+	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests/e2e/test_notebooks.py
 
 docs: setup  # the site, at build/docs/index.html; a warning is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
