@@ -62,7 +62,8 @@ def run(
 @schedule.command("list")
 def list_schedules(where: Where, state: State = None, as_json: AsJson = False) -> None:
     """List the schedules, when each is due next, and how its newest run went. Says what is wrong in the files."""
-    from scenemill.pipelines.schedule import open_runs, utc_now
+    from scenemill.pipelines.schedule import open_runs
+    from scenemill.pipelines.schedule_clock import utc_now
     from scenemill.pipelines.schedule_files import load_schedules
 
     loaded, runs = load_schedules(where), open_runs(_state(where, state))
@@ -139,7 +140,8 @@ def backfill(
     again: Annotated[bool, typer.Option("--again", help="Also runs that succeeded, not only failed and skipped ones.")] = False,
 ) -> None:
     """Queue the runs of past intervals; the scheduler does them after what is due."""
-    from scenemill.pipelines.schedule import open_runs, queue_backfill, utc_now
+    from scenemill.pipelines.schedule import open_runs, queue_backfill
+    from scenemill.pipelines.schedule_clock import utc_now
 
     one = _named(where, name)
     states = ("failed", "skipped", *(("succeeded",) if again else ()))
@@ -159,7 +161,7 @@ def convert(
     from scenemill.pipelines.human import print_outcome
     from scenemill.pipelines.ingest import ingest
     from scenemill.pipelines.progress import log_lines
-    from scenemill.pipelines.schedule import utc_now
+    from scenemill.pipelines.schedule_clock import utc_now
     from scenemill.pipelines.schedule_files import load_schedule
     from scenemill.pipelines.schedule_times import latest_interval
     from scenemill.transforms.objects import place_of
@@ -192,7 +194,7 @@ def _state(where: Path, state: Path | None) -> Path:
 
 
 def _log(line: str) -> None:
-    from scenemill.pipelines.schedule import utc_now
+    from scenemill.pipelines.schedule_clock import utc_now
 
     print(f"{utc_now():%Y-%m-%d %H:%M:%S}Z  {line}", file=sys.stderr, flush=True)
 

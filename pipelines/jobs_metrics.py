@@ -82,4 +82,5 @@ class _Jobs(Collector):
 
     def _waiting_s(self) -> float:
         queued = self._store.find((QUEUED,), limit=1, newest=False)
-        return (datetime.now(UTC) - datetime.fromisoformat(queued[0].created)).total_seconds() if queued else 0.0
+        waits = (datetime.now(UTC) - datetime.fromisoformat(queued[0].created)).total_seconds() if queued else 0.0
+        return max(0.0, waits)  # a clock that was set back has jobs of time to come

@@ -15,8 +15,7 @@ from scenemill.pipelines.jobs_run import COMMAND, EXIT, LOG, PROCESS, write_json
 from scenemill.pipelines.jobs_specs import SPEC_FILE, Command
 from scenemill.pipelines.jobs_token import TOKEN_VARIABLE
 
-_MARK: Final = "SCENEMILL_JOB"  # the variable of its environment by which a process is known as one of a job's
-_SAME_S: Final = 1.0  # two readings of when a process began differ by less
+MARK: Final = "SCENEMILL_JOB"  # the variable of its environment by which a process is known as one of a job's
 _SILENT: Final = [
     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
     (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
@@ -60,7 +59,7 @@ class JobProcess:
         told = {"arguments": command.arguments, "folder": str(self._folder / RESULTS), "results": dict(command.results)}
         write_json(self._folder / COMMAND, told)
         known = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
-        own = {"SCENEMILL_CACHE": str(cache), "COLUMNS": _WIDE, **known, _MARK: self._folder.name, "PYTHONUNBUFFERED": "1"}
+        own = {"SCENEMILL_CACHE": str(cache), "COLUMNS": _WIDE, **known, MARK: self._folder.name, "PYTHONUNBUFFERED": "1"}
         arguments = [sys.executable, "-m", "scenemill.pipelines.jobs_run", str(self._folder)]
         self._child = os.posix_spawn(sys.executable, arguments, own, file_actions=_SILENT, setsid=True)
 
@@ -96,7 +95,7 @@ class JobProcess:
         """Kill whatever is left of the job's processes, also those that left the group."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get(_MARK) == self._folder.name:
+                if process.environ().get(MARK) == self._folder.name:
                     process.kill()
 
     def last_line(self) -> str:
@@ -108,11 +107,14 @@ class JobProcess:
         return ""
 
     def _leader(self) -> psutil.Process | None:
-        """The process that was started, if it is alive; another one that got its number is not it."""
+        """The process that was started, if it is alive; another one that got its number does not bear the job's mark.
+
+        When a process began would tell as well, but not where the clock was set meanwhile.
+        """
         told = _read(self._folder / PROCESS)
         with suppress(psutil.Error, KeyError):
             process = psutil.Process(told["pid"])
-            if abs(process.create_time() - told["began"]) < _SAME_S and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK) == self._folder.name and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
 

@@ -15,8 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-
 from scenemill.schemas.steps import reached
 
 COMMAND, PROCESS, EXIT, LOG = "command.json", "process.json", "exit.json", "log.txt"
@@ -28,7 +26,7 @@ def run_command(folder: Path) -> int:
     """Run the command of a job's folder to its end; its exit code."""
     for number in _ASKED_TO_END:
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the command would inherit
-    write_json(folder / PROCESS, {"pid": os.getpid(), "began": psutil.Process().create_time()})
+    write_json(folder / PROCESS, {"pid": os.getpid()})
     reached("process known")
     told = json.loads((folder / COMMAND).read_text())
     with (folder / LOG).open("ab") as log:

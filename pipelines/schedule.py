@@ -14,12 +14,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from scenemill.pipelines.schedule_alerts import check_address, has_address, send_alert
+from scenemill.pipelines.schedule_clock import utc_now, watched_clock
 from scenemill.pipelines.schedule_process import convert_apart
 from scenemill.pipelines.schedule_runs import BACKFILL, DUE, Result, RunTable, ScheduledRun
 from scenemill.pipelines.schedule_times import intervals, latest_interval, make_trigger
@@ -31,16 +32,12 @@ from scenemill.transforms.objects import place_of
 
 if TYPE_CHECKING:
     from apscheduler.events import JobExecutionEvent
+    from apscheduler.schedulers.base import BaseScheduler
 
 Convert = Callable[[IngestConfig, Path, float | None], Result]
 OnEvent = Callable[[str], None]
 _LOCK: Final = "lock"
 _PATIENCE_S: Final = 10.0  # for conversions of a killed scheduler, which notice at once
-
-
-def utc_now() -> datetime:
-    """The time."""
-    return datetime.now(UTC)
 
 
 def open_runs(state: Path) -> RunTable:
@@ -125,7 +122,12 @@ class Scheduler:
         """Write down what is due of one schedule."""
         if schedule.name in self.runs.paused():
             return
-        now, newest = self._now(), self.runs.newest_due(schedule.name)
+        now = self._now()
+        if early := self.runs.correct_times(schedule.name, now, parse_duration(schedule.retry_delay)):
+            self._on_event(
+                f"{schedule.name}: {early} runs were begun by a clock that stood ahead: they are run again when they are due"
+            )
+        newest = self.runs.newest_due(schedule.name, now)
         since = schedule.begins if newest is None else newest.interval_end
         due = self._due(schedule, since, now)
         if self._queue(schedule, due, now) and newest is not None and schedule.catch_up == "latest":
@@ -227,8 +229,15 @@ class Scheduler:
             clock.add_job(self.look_at, make_trigger(schedule), [schedule], id=f"look at {schedule.name}")
         for number in range(at_once):
             clock.add_job(self.work, "interval", seconds=1, id=f"work {number}", next_run_time=utc_now())
-        clock.start()
+        with watched_clock(lambda moved: self._clock_moved(clock, moved)):
+            clock.start()
         raise failed[0]
+
+    def _clock_moved(self, clock: "BaseScheduler", moved: timedelta) -> None:
+        """Do at once what waits for times by the clock as it was: after a clock was set back, they would be long in coming."""
+        self._on_event(f"the clock has moved by {moved}: every schedule is looked at again")
+        for job in clock.get_jobs():
+            job.modify(next_run_time=utc_now())
 
 
 def queue_backfill(

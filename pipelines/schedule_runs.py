@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -171,6 +171,37 @@ class RunTable:
                 (_text(now), schedule, _text(span.start), _text(span.end), *states),
             ).rowcount
 
+    def correct_times(self, schedule: str, now: datetime, longest_wait: timedelta) -> int:
+        """Mend what was written down while the clock stood ahead: times that are yet to come.
+
+        A run of an interval that is not over is queued for its end, whatever became of it; one that is under way is left to end first.
+        No other waits longer than a retry does, and none has begun or ended in time to come.
+
+        Args:
+            schedule: whose.
+            now: the time.
+            longest_wait: of a queued run, before its next try.
+
+        Returns:
+            How many intervals are not over and are queued anew.
+        """
+        time, latest = _text(now), _text(now + longest_wait)
+        with self._open() as table:
+            table.execute("BEGIN IMMEDIATE")
+            early = table.execute(
+                "UPDATE run SET state = 'queued', attempt = 0, ready = interval_end, started = NULL, ended = NULL, reason = NULL "
+                "WHERE schedule = ? AND interval_end > ? AND state <> 'running' AND (state <> 'queued' OR ready <> interval_end)",
+                (schedule, time),
+            ).rowcount
+            table.execute(
+                "UPDATE run SET ready = ? WHERE schedule = ? AND interval_end <= ? AND state = 'queued' AND ready > ?",
+                (latest, schedule, time, latest),
+            )
+            for column in ("started", "ended"):
+                table.execute(f"UPDATE run SET {column} = ? WHERE schedule = ? AND {column} > ?", (time, schedule, time))
+            table.execute("COMMIT")
+        return early
+
     def recover(self) -> int:
         """Take back what a killed scheduler had under way, tries and alerts; how many tries, which do not count as such."""
         with self._open() as table:
@@ -242,9 +273,10 @@ class RunTable:
         wanted = "WHERE ? IN (schedule, '') ORDER BY interval_end DESC, schedule LIMIT ?"
         return self._select(wanted, schedule or "", limit)
 
-    def newest_due(self, schedule: str) -> ScheduledRun | None:
-        """The newest run of a schedule that came by itself."""
-        found = self._select("WHERE schedule = ? AND kind = ? ORDER BY interval_start DESC LIMIT 1", schedule, DUE)
+    def newest_due(self, schedule: str, now: datetime) -> ScheduledRun | None:
+        """The newest run of a schedule that came by itself, of an interval that is over."""
+        wanted = "WHERE schedule = ? AND kind = ? AND interval_end <= ? ORDER BY interval_start DESC LIMIT 1"
+        found = self._select(wanted, schedule, DUE, _text(now))
         return found[0] if found else None
 
     def _select(self, wanted: str, *values: Any) -> list[ScheduledRun]:

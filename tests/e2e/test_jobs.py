@@ -92,6 +92,7 @@ def experiment(name: str, steps: int, *settings: str) -> dict[str, Any]:
     return load_tree(Path(name), [*empty, *often, f"train.optim.max_steps={steps}", "dataset.train.num_workers=0", *settings])
 
 
+@pytest.mark.full
 def test_a_line_of_jobs_goes_through_whatever_happens_to_its_service(tmp_path: Path) -> None:
     root, home = tmp_path / "root", tmp_path / "home"
     write_world("front3d", root / "raw", scenes=2, views=1, seed=3, grid=64)

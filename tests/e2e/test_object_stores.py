@@ -229,6 +229,7 @@ def test_a_run_killed_anywhere_is_gone_on_with(
     assert files_of(bucket) == files_of(local)
 
 
+@pytest.mark.full
 def test_of_two_racing_runs_one_publishes_and_the_other_is_told(
     front3d_world: Path, bucket: Remote, net: Proxy, tmp_path: Path
 ) -> None:

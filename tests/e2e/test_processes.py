@@ -83,6 +83,7 @@ def test_a_checkpoint_is_the_same_file_however_many_wrote_it(trained: dict[str, 
     assert copies["order"] == shares["order"] == alone["order"]
 
 
+@pytest.mark.full
 def test_what_shares_began_one_process_finishes_and_the_reverse(raw: Path, trained: dict[str, Trained], tmp_path: Path) -> None:
     further = ("train.optim.max_steps=3", "train.num_epochs=9", "train.validation_interval=9")
     resumed = {
@@ -108,7 +109,7 @@ def test_what_shares_began_one_process_finishes_and_the_reverse(raw: Path, train
         assert float((by_one[name] - by_two[name]).abs().max()) < 5e-3
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.full)])
 def test_stage_2_learns_on_two_processes(strategy: str, raw: Path, trained: dict[str, Trained], tmp_path: Path) -> None:
     more = (*TWO, f"train.distributed_strategy={strategy}", f"train.checkpoint_2d={trained['alone'].checkpoint}")
     given = settings(raw, tmp_path, *more, "train.optim.max_steps=2")
@@ -117,6 +118,7 @@ def test_stage_2_learns_on_two_processes(strategy: str, raw: Path, trained: dict
     assert any(".completion." in name for name in load_checkpoint(second.checkpoint)["state_dict"])
 
 
+@pytest.mark.full
 def test_machines_of_one_training_find_each_other(raw: Path, tmp_path: Path) -> None:
     """Two nodes of one process each, on this machine: one training, and one checkpoint, of the first node."""
     with socket.socket() as probe:

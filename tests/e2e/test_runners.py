@@ -96,6 +96,7 @@ def test_a_cluster_that_loses_a_worker_leaves_the_same_store(raw: Path, local_st
     assert (row["runner"], row["new"], row["build_seconds"] > 0) == ("dask", VIEWS, True)
 
 
+@pytest.mark.full
 def test_parts_that_kill_every_worker_end_the_run_and_the_next_goes_on(raw: Path, local_store: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with dask_cluster(kill_at="shard placed:3") as cluster, pytest.raises(TransientError, match="run the same command again"):
@@ -112,6 +113,7 @@ def kill_when_a_part_is_finished(process: "subprocess.Popen[bytes]", store: Path
     process.kill()
 
 
+@pytest.mark.full
 def test_a_scheduler_that_is_killed_ends_the_run_and_the_next_goes_on(raw: Path, local_store: Path, tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     store, port = tmp_path / "store", free_port()

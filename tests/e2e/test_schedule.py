@@ -53,6 +53,7 @@ def test_what_is_due_is_converted_and_the_rest_goes_on_beside_what_fails(front3d
     assert history(folder) == rows
 
 
+@pytest.mark.full
 def test_lists_pauses_and_backfills_are_told_to_a_running_scheduler(front3d_world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "schedules"
     write(folder, "good", front3d_world, "every: 1d\nalerts: {ends: [succeeded], command: [tee, ../told.json]}\n")

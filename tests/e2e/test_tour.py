@@ -27,7 +27,10 @@ def machine(*arguments: object, expect: int = 0) -> Any:
     return json.loads(scenemill_command(*arguments, "--json", expect=expect))
 
 
-@pytest.mark.parametrize("source", ["front3d", "matterport", "synthetic_hospital", "synthetic_warehouse"])
+@pytest.mark.parametrize(
+    "source",
+    ["front3d", "matterport", *(pytest.param(f"synthetic_{kind}", marks=pytest.mark.full) for kind in ("hospital", "warehouse"))],
+)
 def test_the_tour_works_for_every_source(source: str, tmp_path: Path) -> None:
     raw, store = tmp_path / "raw", tmp_path / "store"
     made = machine("synth", source, raw, "--scenes", 3, "--views", 2, "--seed", 3, "--grid", 64)

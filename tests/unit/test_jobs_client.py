@@ -8,18 +8,18 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
 from scenemill.pipelines.cli import app
 from scenemill.pipelines.jobs_client import JobClient
-from scenemill.pipelines.jobs_run import LOG, PROCESS, write_json
+from scenemill.pipelines.jobs_run import LOG
 from scenemill.pipelines.jobs_server import JobService, JobServiceConfig
 from scenemill.pipelines.jobs_store import JobStore
 from scenemill.pipelines.jobs_token import TOKEN_FILE, TOKEN_VARIABLE, read_token
 from scenemill.schemas.errors import ConfigError, Conflict, TransientError
 from scenemill.schemas.jobs import KINDS
+from tests.unit.job_processes import living
 
 
 @pytest.fixture(scope="module")
@@ -125,17 +125,17 @@ def test_a_log_is_followed_to_the_end_of_its_job(client: JobClient, store: JobSt
     job = client.create("ingest", {})
     folder = home / "jobs" / job.id
     assert list(client.logs(job.id, follow=False)) == []
-    write_json(folder / PROCESS, {"pid": os.getpid(), "began": psutil.Process().create_time()})
-    store.begin(job.id)
     texts: list[str] = []
     reader = threading.Thread(target=lambda: texts.extend(client.logs(job.id)))
-    reader.start()
-    with (folder / LOG).open("ab", buffering=0) as log:
-        for piece in ("one\n", "zwölf ", "€\n"):
-            log.write(piece.encode()[:-1])
-            log.write(piece.encode()[-1:])
-    store.end(job.id, "succeeded", "", 0)
-    reader.join(timeout=30)
+    with living(folder):
+        store.begin(job.id)
+        reader.start()
+        with (folder / LOG).open("ab", buffering=0) as log:
+            for piece in ("one\n", "zwölf ", "€\n"):
+                log.write(piece.encode()[:-1])
+                log.write(piece.encode()[-1:])
+        store.end(job.id, "succeeded", "", 0)
+        reader.join(timeout=30)
     assert "".join(texts) == "one\nzwölf €\n"
     assert client.wait(job.id).state == "succeeded"
 

@@ -16,18 +16,19 @@ from urllib.parse import urlsplit
 
 import httpx
 import jsonschema  # type: ignore[import-untyped]
-import psutil
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from scenemill.pipelines import jobs_store
 from scenemill.pipelines.jobs_guard import BODY_BYTE, JobAccess, JobGuard
-from scenemill.pipelines.jobs_run import LOG, PROCESS, write_json
+from scenemill.pipelines.jobs_run import LOG
 from scenemill.pipelines.jobs_server import JobService, JobServiceConfig
 from scenemill.pipelines.jobs_service import KindName, State
 from scenemill.pipelines.jobs_store import JobStore
 from scenemill.pipelines.jobs_token import TOKEN_FILE, TOKEN_VARIABLE
 from scenemill.schemas.errors import ConfigError, Conflict
-from scenemill.schemas.jobs import KINDS, STATES
+from scenemill.schemas.jobs import KINDS, QUEUED, STATES
+from tests.unit.job_processes import living
 
 SECRET = "open-sesame-9000"
 
@@ -227,18 +228,18 @@ def test_a_log_is_told_as_it_grows(world: World) -> None:
         "state": "queued",
         "text": "",
     }
-    write_json(folder / PROCESS, {"pid": os.getpid(), "began": psutil.Process().create_time()})  # for the worker: it is alive
-    world.store.begin(job)
-    (folder / LOG).write_text("one\n")
-    piece = world.http.get(f"/v1/jobs/{job}/log").json()
-    assert piece == {"offset": 0, "next": 4, "state": "running", "text": "one\n"}
-    writer = threading.Timer(0.5, (folder / LOG).write_text, ["one\ntwo\n"])
-    writer.start()
-    later = world.http.get(f"/v1/jobs/{job}/log", params={"offset": 4, "wait_s": 30}).json()
-    writer.join()
-    assert later == {"offset": 4, "next": 8, "state": "running", "text": "two\n"}
-    assert world.http.get(f"/v1/jobs/{job}/log", params={"offset": 10**9}).json()["text"] == ""
-    world.store.end(job, "failed", "as a test")
+    with living(folder):  # for the worker: it is at work
+        world.store.begin(job)
+        (folder / LOG).write_text("one\n")
+        piece = world.http.get(f"/v1/jobs/{job}/log").json()
+        assert piece == {"offset": 0, "next": 4, "state": "running", "text": "one\n"}
+        writer = threading.Timer(0.5, (folder / LOG).write_text, ["one\ntwo\n"])
+        writer.start()
+        later = world.http.get(f"/v1/jobs/{job}/log", params={"offset": 4, "wait_s": 30}).json()
+        writer.join()
+        assert later == {"offset": 4, "next": 8, "state": "running", "text": "two\n"}
+        assert world.http.get(f"/v1/jobs/{job}/log", params={"offset": 10**9}).json()["text"] == ""
+        world.store.end(job, "failed", "as a test")
 
 
 def test_prometheus_is_told_how_many_jobs_are_in_which_state(world: World) -> None:
@@ -256,6 +257,16 @@ def test_prometheus_is_told_how_many_jobs_are_in_which_state(world: World) -> No
     text = world.http.get("/metrics").text
     assert 'route="/v1/jobs/{job}",status="200"' in text and 'route="",status="401"' in text
     assert "made" not in text and job not in text  # labels without end
+
+
+def test_a_job_of_a_time_to_come_has_not_waited_less_than_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a clock that was set back."""
+    for job in world.store.find((QUEUED,), limit=1000):
+        world.store.end(job.id, "cancelled", "as a test")
+    monkeypatch.setattr(jobs_store, "now", lambda: "2999-01-01T00:00:00.000+00:00")
+    job = world.create("fit")
+    assert "scenemill_jobs_oldest_queued_seconds 0.0" in world.http.get("/metrics").text.splitlines()
+    world.store.end(job, "cancelled", "as a test")
 
 
 def test_the_document_says_what_is_true(world: World) -> None:

@@ -3,18 +3,21 @@
 import json
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from queue import Queue
+from typing import Any, Final, Literal
 
 import pytest
 from apscheduler.triggers.interval import IntervalTrigger
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scenemill.pipelines import schedule_clock
 from scenemill.pipelines.schedule import Scheduler, locked_state, open_runs, queue_backfill
 from scenemill.pipelines.schedule_runs import Result, ScheduledRun
 from scenemill.schemas.config import IngestConfig
@@ -281,6 +284,38 @@ def test_by_the_clock_intervals_are_looked_for_when_they_are_due(plant: Plant, m
     assert plant.rows() == [(0, "succeeded", 1), (1, "succeeded", 1), (2, "running", 1)]
     plant.start()
     assert plant.rows()[-1] == (2, "queued", 0)
+
+
+@pytest.mark.parametrize("catch_up", ["all", "latest"])
+def test_a_clock_that_stood_ahead_for_a_while_costs_no_interval(catch_up: Literal["all", "latest"], tmp_path: Path) -> None:
+    plant = Plant(tmp_path, (replace(HOURLY, catch_up=catch_up),), hours=1)
+    plant.scheduler.run_once()
+    plant.hours = 9
+    plant.scheduler.run_once()  # a week later, it believes
+    ahead = len(plant.done) - 1
+    plant.hours = 2
+    assert plant.scheduler.run_once() == ["succeeded"] * (catch_up == "latest")  # with "all", it was begun when it was over
+    assert [line for line in plant.said if "stood ahead" in line] == [
+        f"hourly: {7 if catch_up == 'all' else 1} runs were begun by a clock that stood ahead: they are run again when they are due"
+    ]
+    for hours in range(3, 11):
+        plant.hours = hours
+        assert plant.scheduler.run_once() == ["succeeded"]
+    assert [(hour, state) for hour, state, _ in plant.rows()] == [(hour, "succeeded") for hour in range(10)]
+    assert len(plant.done) == 10 + ahead - (catch_up == "all")
+
+
+def test_a_clock_that_is_set_is_told_with_how_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, ahead = Queue[timedelta](), [0.0]
+    true_time = time.time
+    monkeypatch.setattr(schedule_clock, "LOOK_S", 0.01)
+    monkeypatch.setattr(time, "time", lambda: true_time() + ahead[0])
+    with schedule_clock.watched_clock(told.put):
+        for seconds in (-86400.0, -86397.0, 0.0):  # set back, put right by a little, set forth
+            ahead[0] = seconds
+            if seconds != -86397.0:
+                assert told.get(timeout=60) == timedelta(days=-1 if seconds else 1)
+    assert told.empty()
 
 
 STEPS: Final = ("hour", "work", "fail", "kill before", "kill after", "kill in look")

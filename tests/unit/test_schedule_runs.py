@@ -197,9 +197,9 @@ def test_history_is_newest_first_and_newest_due_knows_no_backfill(runs: RunTable
         queue(runs, "a", number)
     queue(runs, "a", 7, BACKFILL)
     assert [run.interval for run in runs.history("a", 3)] == [hour(7), hour(2), hour(1)]
-    newest = runs.newest_due("a")
+    newest = runs.newest_due("a", at(1000))
     assert newest is not None and newest.interval == hour(2)
-    assert runs.newest_due("b") is None
+    assert runs.newest_due("b", at(1000)) is None
 
 
 def test_a_table_of_a_newer_scenemill_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -210,3 +210,29 @@ def test_a_table_of_a_newer_scenemill_is_refused_and_left_as_it_is(tmp_path: Pat
     table.close()
     with pytest.raises(WrongVersion, match="table version 9"):
         RunTable(tmp_path / "a.db")
+
+
+def test_what_a_clock_that_stood_ahead_has_written_down_is_taken_back(runs: RunTable) -> None:
+    """The time is 3; runs 0 to 2 are of intervals that are over, 7 and 8 are not."""
+    for number in (0, 1, 2, 7, 8, 9):
+        queue(runs, "a", number)
+    queue(runs, "b", 9)
+    done = Result("", 1, 0, "9cd5", 1.0)
+    runs.finish(claim(runs, "a", now=at(1)), done, at(2), alert=False)
+    runs.finish(claim(runs, "a", now=at(2)), done, at(500), alert=False)
+    runs.retry(claim(runs, "a", now=at(3)), Result("no disk"), at(600))
+    runs.finish(claim(runs, "a", now=at(500)), done, at(501), alert=True)
+    claim(runs, "a", now=at(502))
+    assert [runs.correct_times("a", at(3), HOUR) for _ in range(2)] == [1, 0]
+    found = [
+        (run.interval_start.hour, run.state, run.attempt, run.ready, run.started, run.ended) for run in runs.history("a")[::-1]
+    ]
+    assert found == [
+        (0, "succeeded", 1, at(1), at(1), at(2)),
+        (1, "succeeded", 1, at(2), at(2), at(3)),
+        (2, "queued", 1, at(4), at(3), None),
+        (7, "queued", 0, at(8), None, None),
+        (8, "running", 1, at(9), at(3), None),
+        (9, "queued", 0, at(10), None, None),
+    ]
+    assert runs.newest_due("a", at(3)) == runs.history("a")[3] and runs.history("b")[0].ready == at(10)
