@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+sys.path.insert(0, str(Path(__file__).parent))
+from job_processes import living
+
 from scenemill.pipelines import jobs_store
 from scenemill.pipelines.jobs_guard import BODY_BYTE, JobAccess, JobGuard
 from scenemill.pipelines.jobs_run import LOG
@@ -28,7 +32,6 @@ from scenemill.pipelines.jobs_store import JobStore
 from scenemill.pipelines.jobs_token import TOKEN_FILE, TOKEN_VARIABLE
 from scenemill.schemas.errors import ConfigError, Conflict
 from scenemill.schemas.jobs import KINDS, QUEUED, STATES
-from tests.unit.job_processes import living
 
 SECRET = "open-sesame-9000"
 
@@ -261,8 +264,8 @@ def test_prometheus_is_told_how_many_jobs_are_in_which_state(world: World) -> No
 
 def test_a_job_of_a_time_to_come_has_not_waited_less_than_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a clock that was set back."""
-    for job in world.store.find((QUEUED,), limit=1000):
-        world.store.end(job.id, "cancelled", "as a test")
+    for held in world.store.find((QUEUED,), limit=1000):
+        world.store.end(held.id, "cancelled", "as a test")
     monkeypatch.setattr(jobs_store, "now", lambda: "2999-01-01T00:00:00.000+00:00")
     job = world.create("fit")
     assert "scenemill_jobs_oldest_queued_seconds 0.0" in world.http.get("/metrics").text.splitlines()
