@@ -8,10 +8,10 @@ from typing import Final
 
 from scenemill.schemas.errors import ConfigError
 
-TOKEN_VARIABLE: Final = "SCENEMILL_JOBS_TOKEN"
+TOKEN_VARIABLE: Final = "SCENEMILL_JOBS_TOKEN"  # noqa: S105 (a name)
 """Of the environment; it counts before any file."""
 
-TOKEN_FILE: Final = "token"
+TOKEN_FILE: Final = "token"  # noqa: S105 (a name)
 """In the service's folder."""
 
 _SHORTEST: Final = 16  # characters

@@ -76,7 +76,7 @@ def main() -> None:
     """Convert what the input says, and answer; run as a process by ``convert_apart``."""
     answer = os.dup(1)
     os.dup2(2, 1)  # whatever libraries print is for the log
-    config = pickle.load(sys.stdin.buffer)
+    config = pickle.load(sys.stdin.buffer)  # noqa: S301 (of the process that started this one)
     threading.Thread(target=_end_with_input, daemon=True).start()
     os.write(answer, json.dumps(_convert(config)).encode())
 

@@ -181,7 +181,7 @@ class UsdReader:
         try:
             child.stdin.write(question)
             child.stdin.flush()
-            answer = pickle.load(child.stdout)
+            answer = pickle.load(child.stdout)  # noqa: S301 (of our own process)
         except (OSError, EOFError, pickle.UnpicklingError):
             self.close()
             raise _Ended(self._how_it_ended(child.returncode)) from None
@@ -241,7 +241,7 @@ def _send(answer: Any, answers: IO[bytes]) -> None:
 
 
 def _answer_to(questions: IO[bytes], limit_s: float) -> Any:
-    read, given, named = pickle.load(questions)
+    read, given, named = pickle.load(questions)  # noqa: S301 (of the process that started this one)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
         return read(*given, **named)

@@ -14,7 +14,7 @@ from scenemill.schemas.errors import ConfigError
 HOME: Final = ("127.0.0.1", "localhost", "::1")
 """Hosts that only this machine reaches."""
 
-ANY: Final = ("0.0.0.0", "::", "")
+ANY: Final = ("0.0.0.0", "::", "")  # noqa: S104 (told apart, not bound to)
 """Hosts that stand for every address of this machine."""
 
 

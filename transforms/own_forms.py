@@ -112,7 +112,7 @@ def _run(code: bytes, place: str) -> ModuleType:
     module.__file__ = place
     sys.modules[module.__name__] = module  # dataclasses look themselves up there
     try:
-        exec(compile(code, place, "exec"), module.__dict__)
+        exec(compile(code, place, "exec"), module.__dict__)  # noqa: S102 (code that the user names on the command line)
     except Exception as error:
         raise ConfigError(f"source {place}: cannot be run: {tell(error)}") from error
     return module
