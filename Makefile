@@ -6,7 +6,7 @@ LINK := build/link/scenemill
 
 unexport PYTHONDONTWRITEBYTECODE  # the tests begin hundreds of processes, which read what the first has compiled
 
-.PHONY: setup demo check test faults overfit notebooks docs bench gpu-check triton airflow clean
+.PHONY: setup demo check test faults overfit notebooks docs bench gpu-check triton airflow audit clean
 
 setup: .venv/ready
 
@@ -52,8 +52,7 @@ test: check  # JOBS=8 for more processes; each has one thread, as small tensors 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --max-worker-restart 2 tests
 
 faults: setup  # the long forms: hours
-	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests/faults
-	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests/e2e --ignore-glob '*test_overfit.py' --ignore-glob '*test_demo.py' --ignore-glob '*test_notebooks.py'
+	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests --ignore-glob '*test_overfit.py' --ignore-glob '*test_demo.py' --ignore-glob '*test_notebooks.py'
 
 overfit: setup  # the tiny experiments as shipped, to a PQ near 1, and the whole line: half an hour on two cores
 	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests/e2e/test_overfit.py tests/e2e/test_demo.py
@@ -79,6 +78,11 @@ triton: setup  # a real Triton server, from a wheel, in an environment of its ow
 	$(PYTHON) -m venv build/triton
 	build/triton/bin/pip install --quiet nvidia-pytriton==0.7.0
 	SCENEMILL_TRITON=build/triton $(BIN)/python -m pytest tests/e2e/test_triton.py
+
+audit: setup  # known weaknesses of all that is installed, as the package index tells them; fails where it does not answer
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit==2.10.1
+	build/audit/bin/pip-audit --strict --skip-editable --path $(wildcard .venv/lib/python*/site-packages)
 
 airflow: setup  # real DAG runs by Airflow, in an environment of its own
 	$(PYTHON) -m venv build/airflow
