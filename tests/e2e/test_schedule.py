@@ -77,7 +77,8 @@ def test_lists_pauses_and_backfills_are_told_to_a_running_scheduler(front3d_worl
     assert json.loads((tmp_path / "told.json").read_text())["state"] == "succeeded"
 
 
-@pytest.mark.parametrize("seed", [pytest.param(0), *(pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 10))])
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(10))
 def test_a_scheduler_killed_over_and_over_loses_nothing_and_does_nothing_twice(
     seed: int, front3d_world: Path, tmp_path: Path
 ) -> None:

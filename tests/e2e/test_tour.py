@@ -29,7 +29,10 @@ def machine(*arguments: object, expect: int = 0) -> Any:
 
 @pytest.mark.parametrize(
     "source",
-    ["front3d", "matterport", *(pytest.param(f"synthetic_{kind}", marks=pytest.mark.full) for kind in ("hospital", "warehouse"))],
+    [
+        "front3d",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("matterport", "synthetic_hospital", "synthetic_warehouse")),
+    ],
 )
 def test_the_tour_works_for_every_source(source: str, tmp_path: Path) -> None:
     raw, store = tmp_path / "raw", tmp_path / "store"
@@ -94,6 +97,7 @@ def test_wrong_input_exits_2_and_says_what_to_do(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.full
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
     scenemill_command("synth", "front3d", tmp_path / "raw", "--scenes", 4, "--views", 4, "--grid", 128)
     script = (

@@ -56,7 +56,7 @@ def worlds(front3d_world: Path, matterport_world: Path, tmp_path: Path) -> tuple
 
 
 FUZZES: Final = [
-    pytest.param("files", 16_000, 0, id="files"),
+    pytest.param("files", 8_000, 0, id="files"),
     pytest.param("lists", 4_000, 0, id="lists"),
     *(pytest.param("files", 40_000, seed, id=f"files-{seed}", marks=pytest.mark.full) for seed in range(1, 6)),
     pytest.param("lists", 50_000, 1, id="lists-1", marks=pytest.mark.full),

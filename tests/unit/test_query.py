@@ -140,7 +140,9 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("sql", HOSTILE, ids=[f"{number}" for number in range(len(HOSTILE))])
+@pytest.mark.parametrize(
+    "sql", [pytest.param(sql, id=f"{number}", marks=pytest.mark.full if number % 3 else ()) for number, sql in enumerate(HOSTILE)]
+)
 def test_nothing_but_reading_the_tables_is_possible(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sql: str
 ) -> None:
