@@ -156,6 +156,7 @@ def test_an_encrypted_training_needs_its_key(raw: Path, tmp_path: Path) -> None:
     assert load_checkpoint(trained.checkpoint, "sesame")["global_step"] == 1
 
 
+@pytest.mark.full
 def test_bf16_losses_agree_with_fp32(raw: Path, tmp_path: Path) -> None:
     few = ("train.optim.max_steps=3", "dataset.val.base_dir=")
     losses = [
