@@ -22,6 +22,7 @@ from scenemill.pipelines import (
 from scenemill.pipelines.cli_fit import fit
 from scenemill.pipelines.terminal import fail, leave, want
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
+from scenemill.schemas.places import NO_CREDENTIALS, has_credentials
 
 _INTERRUPTED: Final = 130  # of the shell, for a command that was stopped from the keyboard
 _RESUMED: Final = frozenset(("ingest", "train", "tune", "evaluate", "inference", "score", "fit", "demo"))
@@ -57,6 +58,7 @@ def main() -> None:
     """Run the command line; exit 0 done, 1 unexpected, 2 your input, 3 your data."""
     want(quiet=False, verbose=False)
     try:
+        _refuse_credentials()
         code = app(standalone_mode=False) or 0
         if code == _INTERRUPTED:
             kept = "what is finished is kept; run the same command again to go on" if _RESUMED & set(sys.argv) else "by Ctrl+C"
@@ -117,6 +119,13 @@ def _options(
     ] = False,
 ) -> None:
     want(quiet, verbose)
+
+
+def _refuse_credentials() -> None:
+    """Arguments are seen by all who list processes, and by whoever reads what a command says of them."""
+    for word in sys.argv[1:]:
+        if has_credentials(word) and not word.startswith("encryption_key="):
+            raise ConfigError(f"{word.partition('://')[0]}://...: {NO_CREDENTIALS}")
 
 
 _PANELS: Final = {

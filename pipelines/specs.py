@@ -15,6 +15,7 @@ import yaml
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ACTIONS, ExperimentConfig
+from scenemill.schemas.places import NO_CREDENTIALS, has_credentials
 from scenemill.schemas.settings import Setting, settings, shorten
 
 LIMIT_BYTE: Final = 1 << 18  # a spec with all settings and their help is a tenth of this
@@ -285,6 +286,8 @@ def _build(kind: type[Group], tree: dict[Any, Any], prefix: str, wrong: list[str
             elif value is not None:
                 names = ", ".join(inner.name for inner in settings(setting.hint))
                 wrong.append(f"{prefix}{key}={shorten(value)}: allowed is a group of {names}")
+        elif has_credentials(value) and not setting.about.get("secret"):
+            wrong.append(f"{prefix}{key}: {NO_CREDENTIALS}")
         elif _links(value) and not setting.about.get("secret"):
             wrong.append(f"{prefix}{setting.shown(value)}: allowed is a value; ${{...}} is not replaced, so write it out")
         elif value != _TO_BE_SET:

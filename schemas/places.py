@@ -4,12 +4,30 @@ A folder on a disk is a ``pathlib.Path`` and nothing else. ``Remote`` is what re
 it has a method of a path's name, it means the same.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from scenemill.schemas.errors import ConfigError
+
+NO_CREDENTIALS: Final = (
+    "holds an address with a user or a password in it; leave them out: credentials come from the environment alone"
+)
+_CREDENTIALS: Final = re.compile(r"://[^/?#\s]*@")
+
+
+def has_credentials(value: Any) -> bool:
+    """Whether a text, or one of a list of texts, has an address with a user or a password in it. Such a text is not to be shown.
+
+    >>> has_credentials("s3://bucket/a@b"), has_credentials(["dask=tcp://me:word@host:8786"])
+    (False, True)
+    """
+    if isinstance(value, list | tuple):
+        return any(map(has_credentials, value))
+    return isinstance(value, str) and _CREDENTIALS.search(value) is not None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from scenemill.schemas.errors import ConfigError, Conflict
-from scenemill.schemas.places import Place, Remote, Status
+from scenemill.schemas.places import NO_CREDENTIALS, Place, Remote, Status, has_credentials
 from scenemill.transforms.object_clients import SCHEMES, call, client
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def place_of(uri: str | Place) -> Place:
     if match is None:
         return Path(uri)
     scheme, bucket, key = match.groups()
+    if has_credentials(uri):
+        raise ConfigError(f"{scheme}://{bucket.rpartition('@')[2][:80]}: {NO_CREDENTIALS}")
     if scheme not in SCHEMES or not _BUCKET.match(bucket):
         raise ConfigError(
             f"{scheme}://{bucket[:80]!r}: give a folder, or {' or '.join(f'{known}://BUCKET/KEY' for known in SCHEMES)}"
