@@ -62,7 +62,7 @@ class StoreRoot:
     def look(self) -> str:
         """Look for another version; the answer is another one where there is one. Of one that cannot be opened it is told why."""
         with self._lock:
-            stamp = f"{(self.path / ROOT).stat().st_mtime_ns}" if (self.path / ROOT).is_file() else "gone"
+            stamp = _stamp_of(self.path / ROOT)
             if stamp != self._stamp:
                 self._stamp = stamp
                 try:
@@ -179,6 +179,15 @@ class StoreRoot:
         facts = self._store.facts(key)
         size = facts["image_width_pixel"], facts["image_height_pixel"]
         return camera_index(self._store.layout.source, self._store.read(key, ["intrinsics"])["intrinsics"], size, grid)
+
+
+def _stamp_of(path: Path) -> str:
+    """Another one whenever the file is replaced, whatever the clock says; "gone" where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return "gone"
+    return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def _open_whole(path: Path) -> Store:
