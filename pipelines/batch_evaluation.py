@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scenemill.pipelines.checkpoints import Checkpoint, find_checkpoints
-from scenemill.pipelines.evaluation import Bench, Evaluated, evaluate_checkpoint, kpi_of, make_bench
+from scenemill.pipelines.evaluation import Bench, Evaluated, evaluate_checkpoint, kpi_of, make_bench, refuse_nodes
 from scenemill.pipelines.folder import OnProgress
 from scenemill.pipelines.tables import read_table
+from scenemill.pipelines.training import begun
 from scenemill.schemas.errors import NotPublished
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.places import Place
@@ -39,10 +40,12 @@ def run_evaluations(config: ExperimentConfig, on_progress: OnProgress, tables: P
         Corrupt: a checkpoint or sample cannot be read, or the metrics of this installation fail their own cases.
     """
     checkpoints = find_checkpoints(config.evaluate.checkpoint, config.encryption_key or "")
-    bench = make_bench(config, on_progress, tables)
-    for number, checkpoint in enumerate(checkpoints):
-        on_progress("Checkpoints", number, len(checkpoints))
-        yield _evaluate_once(bench, checkpoint, on_progress)
+    refuse_nodes("evaluate", config.evaluate.num_nodes)
+    with begun(config, "evaluate") as results:
+        bench = make_bench(config, results, on_progress, tables)
+        for number, checkpoint in enumerate(checkpoints):
+            on_progress("Checkpoints", number, len(checkpoints))
+            yield _evaluate_once(bench, checkpoint, on_progress)
     on_progress("Checkpoints", len(checkpoints), len(checkpoints))
 
 

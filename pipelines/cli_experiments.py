@@ -60,12 +60,16 @@ def train(spec: Spec, overrides: Overrides = None) -> None:
     """Train a model, or go on with a training: checkpoints, status.json and TensorBoard curves in the results folder."""
     from scenemill.pipelines.progress import log_lines, training_bar
     from scenemill.pipelines.training import run_training
-    from scenemill.schemas.experiment import gpus_of
+    from scenemill.schemas.experiment import gpus_of, results_folder
+    from scenemill.schemas.places import Remote
+    from scenemill.transforms.objects import place_of
 
     config = _load(spec, overrides, "train")
     with training_bar(len(gpus_of(config.train.num_gpus, config.train.gpu_ids)) * config.train.num_nodes) as on_step:
         trained = run_training(config, on_step, log_lines)
-    typer.echo(f"step {trained.step}, epoch {trained.epoch}: {trained.checkpoint}")
+    place = place_of(results_folder(config, "train"))
+    checkpoint = place / trained.checkpoint.name if isinstance(place, Remote) else trained.checkpoint
+    typer.echo(f"step {trained.step}, epoch {trained.epoch}: {checkpoint}")
     for name, value in trained.kpi.items():
         typer.echo(f"{name}  {value:.2f}")
 

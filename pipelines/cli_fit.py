@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scenemill.pipelines.cli_options import place
+
 if TYPE_CHECKING:
     from scenemill.pipelines.fitting import Fitted
     from scenemill.trainers.render.fit import Epoch
@@ -14,11 +16,14 @@ if TYPE_CHECKING:
 
 def fit(
     source: Annotated[str, typer.Argument(help="The source of the store: views.")],
-    store: Annotated[Path, typer.Argument(help="A store of views of one object, or of several.")],
+    store: Annotated[Any, typer.Argument(parser=place, metavar="PATH|URI", help="A store of views of one object, or of several.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings that replace the preset's: epochs=10 texture_size=200", metavar="KEY=VALUE")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the mesh, its 3D checkpoints and the metric tables.")] = Path("fit"),
+    out: Annotated[
+        Any,
+        typer.Option(parser=place, metavar="PATH|URI", help="Folder for the mesh, its 3D checkpoints and the metric tables."),
+    ] = "fit",
     template: Annotated[str, typer.Option(help="Mesh to begin with: a file (OBJ, USD, GLB), or sphere.")] = "sphere",
     preset: Annotated[
         str, typer.Option(help="current or original: the settings of the tutorial as it is, or first was.")
@@ -27,7 +32,7 @@ def fit(
     held_out: Annotated[str, typer.Option(help="Split to measure on. Default: every tenth view.")] = "",
     scene: Annotated[str, typer.Option(help="Which object, where the store has several.")] = "",
     truth: Annotated[Path | None, typer.Option(help="Mesh file of the true surface, for the Chamfer distance.")] = None,
-    tables: Annotated[Path | None, typer.Option(help="Metric tables. Default: OUT/tables.")] = None,
+    tables: Annotated[Any, typer.Option(parser=place, metavar="PATH|URI", help="Metric tables. Default: OUT/tables.")] = None,
     name: Annotated[str, typer.Option(help="Of the result in the metric tables.")] = "fit",
     device: Annotated[str, typer.Option(help="cpu, cuda, ... Default: the best there is.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,

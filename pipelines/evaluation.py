@@ -13,9 +13,10 @@ import scenemill
 from scenemill.pipelines.checkpoints import Checkpoint, find_checkpoints, names_several
 from scenemill.pipelines.folder import OnProgress, no_progress
 from scenemill.pipelines.inference import Inferred, Share, infer_folder, infer_store, join_outcomes
+from scenemill.pipelines.mirrored import Results
 from scenemill.pipelines.score import SCORING, ScoreConfig, score
 from scenemill.pipelines.specs import resolved
-from scenemill.pipelines.training import Samples, begin, find_samples, load_model
+from scenemill.pipelines.training import Samples, begun, find_samples, load_model
 from scenemill.schemas.dataset import SplitConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
@@ -102,22 +103,22 @@ def run_evaluation(config: ExperimentConfig, on_progress: OnProgress, tables: Pl
     if names_several(named):
         raise ConfigError(f"evaluate.checkpoint={named!r} names several checkpoints: name one, or call run_evaluations")
     (checkpoint,) = find_checkpoints(named, config.encryption_key or "")
-    bench = make_bench(config, on_progress, tables)
-    return evaluate_checkpoint(bench, checkpoint, bench.predictions, "", on_progress)
+    refuse_nodes("evaluate", config.evaluate.num_nodes)
+    with begun(config, "evaluate") as results:
+        bench = make_bench(config, results, on_progress, tables)
+        return evaluate_checkpoint(bench, checkpoint, bench.predictions, "", on_progress)
 
 
-def make_bench(config: ExperimentConfig, on_progress: OnProgress, tables: Place | None) -> Bench:
-    """Begin the folder of results, and find the samples.
+def make_bench(config: ExperimentConfig, results: Results, on_progress: OnProgress, tables: Place | None) -> Bench:
+    """Find the samples, and say where what becomes of them goes.
 
     Raises:
-        ConfigError: no test split, or several machines.
+        ConfigError: no test split.
     """
-    _refuse_nodes("evaluate", config.evaluate.num_nodes)
-    folder = begin(config, "evaluate")
     samples = find_samples(config, "test", on_progress)
     store = open_store(samples.store)
     settings = digest_settings(config, store)
-    return Bench(config, samples, store.version, settings, folder / "predictions", tables or folder / "tables")
+    return Bench(config, samples, store.version, settings, results.folder / "predictions", tables or results.tables)
 
 
 def digest_settings(config: ExperimentConfig, store: Store) -> str:
@@ -247,16 +248,16 @@ def run_inference(config: ExperimentConfig, on_progress: OnProgress, *, overwrit
         ConfigError: no checkpoint, no images, or weights that do not fit.
     """
     held = config.inference
-    _refuse_nodes("inference", held.num_nodes)
+    refuse_nodes("inference", held.num_nodes)
     if not held.images_dir:
         raise ConfigError("inference.images_dir is empty: name a folder of .jpg or .png images")
-    folder = begin(config, "inference")
-    predict = partial(_infer_share, config, folder, on_progress, overwrite)
-    done = join_outcomes(run_on_devices(predict, held.num_gpus, held.gpu_ids))
+    with begun(config, "inference") as results:
+        predict = partial(_infer_share, config, results.folder, on_progress, overwrite)
+        done = join_outcomes(run_on_devices(predict, held.num_gpus, held.gpu_ids))
     figures = f"{done.count('written')} written, {done.count('skipped')} there already, {done.count('failed')} failed"
     failures = "".join(f"\n{failure.image}: {failure.reason}" for failure in done.failures)
     passed = f"\npassed over, not *.jpg or *.png: {', '.join(done.passed_over)}" if done.passed_over else ""
-    return f"{len(done.facts)} images: {figures}; in {folder}{failures}{passed}"
+    return f"{len(done.facts)} images: {figures}; in {results.place}{failures}{passed}"
 
 
 def _infer_share(
@@ -268,7 +269,12 @@ def _infer_share(
     return infer_folder(config, model, images, folder, told, overwrite=overwrite, share=Share(number, of_all))
 
 
-def _refuse_nodes(action: str, count: int) -> None:
+def refuse_nodes(action: str, count: int) -> None:
+    """Refuse several machines for what one alone does.
+
+    Raises:
+        ConfigError: there are several.
+    """
     if count > 1:
         raise ConfigError(
             f"{action}.num_nodes={count}: allowed is 1. On several machines predict a folder each, or run the Beam pipeline of "

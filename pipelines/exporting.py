@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from scenemill.pipelines.training import begin
+from scenemill.pipelines.mirrored import Results
+from scenemill.pipelines.training import begun
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.devices import best_device
@@ -23,10 +24,14 @@ def run_export(config: ExperimentConfig) -> Iterator[str]:
     Raises:
         ConfigError: no checkpoint, weights that do not fit, or a library is missing.
     """
-    held = config.export
-    folder = begin(config, "export")
-    if not held.checkpoint:
+    if not config.export.checkpoint:
         raise ConfigError("export.checkpoint is empty: name a checkpoint that train wrote")
+    with begun(config, "export") as results:
+        yield from _export(config, results)
+
+
+def _export(config: ExperimentConfig, results: Results) -> Iterator[str]:
+    held = config.export
     stage1, key = make_stage1(config).eval(), config.encryption_key or ""
     load_stage1(stage1, Path(held.checkpoint), key)
     projector = Projector(config.model.backbone.dpt_features, config.model.sem_seg_head.depth_dim).eval()
@@ -34,7 +39,7 @@ def run_export(config: ExperimentConfig) -> Iterator[str]:
         yield "the projector of stage 2 is not in a stage 1 checkpoint: encoder_features come from one that was never trained"
     report = export_onnx(
         ExportModel(stage1, projector),
-        held.onnx_file_2d or folder / "stage1.onnx",
+        held.onnx_file_2d or results.folder / "stage1.onnx",
         height=held.input_height,
         width=held.input_width,
         batch_size=held.batch_size,
@@ -44,7 +49,7 @@ def run_export(config: ExperimentConfig) -> Iterator[str]:
     )
     for name, difference in report.differences.items():
         yield f"{name}  differs by at most {difference:.2g}"
-    yield f"{report.path}"
+    yield f"{results.place / report.path.name if report.path.parent == results.folder else report.path}"
 
 
 def run_gen_trt_engine(config: ExperimentConfig) -> str:

@@ -31,13 +31,9 @@ def with_fetched(config: ExperimentConfig, action: str) -> ExperimentConfig:
         action: train, evaluate, inference or export.
 
     Raises:
-        ConfigError: nothing there, no right, or ``results_dir`` is a URI: results are written to disks.
+        ConfigError: nothing there, or no right.
         TransientError: the service does not answer.
     """
-    if "://" in config.results_dir:
-        raise ConfigError(
-            f"results_dir={config.results_dir!r}: results are written to a disk; give a folder, and copy it afterwards"
-        )
     held: Any = getattr(config, action)
     named = {name: str(getattr(held, name) or "") for name in _SETTINGS[action]}
     local = {name: str(_fetch(f"{action}.{name}", text)) for name, text in named.items() if "://" in text}

@@ -8,6 +8,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,18 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from scenemill.pipelines.mirrored import Results, results_at
 from scenemill.pipelines.prediction_view import to_png
 from scenemill.pipelines.tables import append_run
+from scenemill.pipelines.training import cache_folder
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import VIEWS
 from scenemill.schemas.fit import FitConfig, told
+from scenemill.schemas.places import Place
 from scenemill.schemas.tables import FITS, RENDERS, SCORES, table_of
 from scenemill.trainers.devices import best_device
 from scenemill.trainers.render.fit import Epoch, ViewQuality, fit, measure
 from scenemill.trainers.render.object_views import ObjectViews
 from scenemill.trainers.render.placing import place
 from scenemill.trainers.render.results import FitLog, distance_to, export, rendered
-from scenemill.trainers.render.templates import SPHERE, load_template
+from scenemill.trainers.render.templates import SPHERE, Template, load_template
 from scenemill.trainers.render.textured_mesh import TexturedMesh
 from scenemill.transforms.publish import write_whole
 from scenemill.transforms.store import Store, open_store
@@ -37,6 +41,7 @@ from scenemill.transforms.store import Store, open_store
 RULE: Final = "held-out views"
 _EVERY: Final = 10  # of the views one is held out, where no split is named
 _SHOWN: Final = 6  # views in the picture
+_SEND_EVERY_S: Final = 60.0  # while a fit goes on
 _GAP, _LINE = 6, 20
 _CAPTION: Final = 112  # pixels that "before, IoU 0.84" takes: smaller views are drawn larger by a whole factor
 
@@ -47,7 +52,7 @@ class FitJob:
 
     Attributes:
         store: of the source ``views``.
-        results: gets everything.
+        results: gets everything; where it is in a bucket, from a folder of the cache.
         settings: of the fit.
         template: a mesh file, or ``SPHERE``.
         split: the views to fit; "" for all.
@@ -59,15 +64,15 @@ class FitJob:
         device: "cpu", "cuda", ...; "" for the best there is.
     """
 
-    store: Path
-    results: Path
+    store: Place
+    results: Place
     settings: FitConfig
     template: str = SPHERE
     split: str = ""
     held_out: str = ""
     scene: str = ""
     truth: Path | None = None
-    tables: Path | None = None
+    tables: Place | None = None
     name: str = "fit"
     device: str = ""
 
@@ -78,14 +83,14 @@ class Fitted:
 
     Attributes:
         run: its id in the metric tables.
-        results: the folder.
+        results: where all of it is.
         epochs: all of them.
         before, after: quality on each held-out view.
         chamfer: distance to the true surface, in the scene's unit; None without one.
     """
 
     run: str
-    results: Path
+    results: Place
     epochs: tuple[Epoch, ...]
     before: tuple[ViewQuality, ...]
     after: tuple[ViewQuality, ...]
@@ -106,29 +111,46 @@ def run_fit(job: FitJob, on_epoch: Callable[[Epoch], None]) -> Fitted:
     Raises:
         ConfigError: no such store, split, scene, template or device, or views that cannot be fitted.
         Corrupt: the store is damaged.
+        Conflict, TransientError: as ``results_at``, where the results are in a bucket.
     """
     store = open_store(job.store)
     views, held_out = choose_views(store, job)
     template = load_template(job.template)
-    mesh, views, held_out = place(template, job.settings, views, held_out)
+    with results_at(job.results, cache_folder()) as results:
+        return _fit(job, results, store, template, (views, held_out), on_epoch)
+
+
+def _fit(
+    job: FitJob,
+    results: Results,
+    store: Store,
+    template: Template,
+    chosen: tuple[ObjectViews, ObjectViews],
+    on_epoch: Callable[[Epoch], None],
+) -> Fitted:
+    mesh, views, held_out = place(template, job.settings, *chosen)
     mesh.to(job.device or best_device())
     before = measure(job.settings, mesh, held_out)
     pictures = [rendered(mesh, held_out, job.settings, _SHOWN)]
-    job.results.mkdir(parents=True, exist_ok=True)
-    log = FitLog(job.results / "timelapse", mesh, template, views.unit)
+    log = FitLog(results.folder / "timelapse", mesh, template, views.unit)
+    sent = time.monotonic()
 
     def watch(epoch: Epoch) -> None:
+        nonlocal sent
+        if time.monotonic() - sent > _SEND_EVERY_S:  # what the epochs until the last one left
+            results.send_meanwhile()
+            sent = time.monotonic()
         log.write(epoch.epoch + 1)
         on_epoch(epoch)
 
-    epochs = fit(job.settings, mesh, views, held_out, job.results, watch)
+    epochs = fit(job.settings, mesh, views, held_out, results.folder, watch)
     after = measure(job.settings, mesh, held_out)
     pictures.append(rendered(mesh, held_out, job.settings, _SHOWN))
-    export(job.results, mesh, template, views.unit)
-    write_whole(job.results / "views.png", to_png(draw_views(held_out, pictures, (before, after))))
+    export(results.folder, mesh, template, views.unit)
+    write_whole(results.folder / "views.png", to_png(draw_views(held_out, pictures, (before, after))))
     chamfer = distance_to(job.truth, mesh, views.unit) if job.truth else None
-    run = _write_tables(job, store, mesh, views, epochs, after, chamfer)
-    return Fitted(run, job.results, tuple(epochs), tuple(before), tuple(after), chamfer)
+    run = _write_tables(job, results, store, mesh, views, epochs, after, chamfer)
+    return Fitted(run, results.place, tuple(epochs), tuple(before), tuple(after), chamfer)
 
 
 def choose_views(store: Store, job: FitJob) -> tuple[ObjectViews, ObjectViews]:
@@ -185,6 +207,7 @@ def draw_views(
 
 def _write_tables(
     job: FitJob,
+    results: Results,
     store: Store,
     mesh: TexturedMesh,
     views: ObjectViews,
@@ -219,7 +242,7 @@ def _write_tables(
         "fits": table_of(FITS, [row]),
         "scores": table_of(SCORES, [_score(job, common, name, after) for name in ("mask_iou", "ssim")]),
     }
-    append_run(job.tables or job.results / "tables", run, tables)
+    append_run(job.tables or results.tables, run, tables)
     return run
 
 
@@ -242,6 +265,6 @@ def _score(job: FitJob, common: dict[str, Any], metric: str, after: Sequence[Vie
         "quality": None if np.isnan(found) else found,
         "samples": len(after),
         "published": False,
-        "origin": str(job.results.absolute()),
+        "origin": str(job.results.absolute() if isinstance(job.results, Path) else job.results),
         "created": datetime.now(UTC),
     }

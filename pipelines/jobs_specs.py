@@ -207,7 +207,7 @@ def _experiment(kind: str, spec: Spec, results: Path, folder: Path) -> Command:
     if not config.results_dir and not getattr(config, kind).results_dir:
         spec = {**spec, "results_dir": str(results)}
         config = replace(config, results_dir=str(results))
-    written = str(results_folder(config, kind).resolve())
+    written = str(Path(results_folder(config, kind)).resolve())
     left = {"results": written, **({"checkpoint": written} if kind == "train" else {})}
     return Command(_cli(kind, "-e", str(folder / SPEC_FILE)), spec, left)
 

@@ -12,12 +12,13 @@ from filelock import FileLock, Timeout
 
 from scenemill.pipelines.folder import OnProgress
 from scenemill.pipelines.ingest import ingest
+from scenemill.pipelines.mirrored import Results, results_at
 from scenemill.pipelines.specs import resolved
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.dataset import SplitConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig, results_folder
-from scenemill.schemas.places import Place
+from scenemill.schemas.places import Place, Remote
 from scenemill.trainers.batches import SceneDataset
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
 from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
@@ -122,21 +123,35 @@ def run_training(config: ExperimentConfig, on_step: Callable[[Step], None], on_p
     """Train as configured; the results folder holds the resolved experiment, status, curves and checkpoints.
 
     Raises:
-        ConfigError: the experiment does not fit the data or this machine.
+        ConfigError: the experiment does not fit the data or this machine, or the results cannot be written where they shall.
         Corrupt: a sample cannot be read.
+        Conflict, TransientError: as ``results_at``.
     """
-    folder = begin(config, "train")
-    training = open_dataset(config, "train", on_progress, training=True)
-    validation = open_dataset(config, "val", on_progress) if config.dataset.val.base_dir else None
-    return train(config, training, validation, folder, on_step)
+    with begun(config, "train") as results:
+        training = open_dataset(config, "train", on_progress, training=True)
+        validation = open_dataset(config, "val", on_progress) if config.dataset.val.base_dir else None
+        return train(config, training, validation, results.folder, on_step, results.send_meanwhile)
 
 
-def begin(config: ExperimentConfig, action: str) -> Path:
-    """The action's results folder, made, with the resolved experiment in it."""
-    folder = results_folder(config, action)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "experiment.yaml", resolved(config).encode())
-    return folder
+@contextmanager
+def begun(config: ExperimentConfig, action: str) -> Iterator[Results]:
+    """Where the action writes, made or fetched, with the resolved experiment in it; results in a bucket are sent in the end.
+
+    Raises:
+        ConfigError: no place named, one that cannot be written, or a training of several machines whose results go to a bucket.
+        Conflict, TransientError: as ``results_at``.
+    """
+    place = place_of(results_folder(config, action))
+    if isinstance(place, Remote) and action == "train" and _has_more_machines(config):
+        raise ConfigError(f"{place}: results of several machines, or by torchrun, go to a folder that all of them see; name one")
+    with results_at(place, cache_folder()) as results:
+        write_whole(results.folder / "experiment.yaml", resolved(config).encode())
+        yield results
+
+
+def _has_more_machines(config: ExperimentConfig) -> bool:
+    """Whether other commands take part in a training."""
+    return config.train.num_nodes > 1 or os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def load_model(config: ExperimentConfig, checkpoint: str, action: str, device: Any) -> Stage1 | Stage2:

@@ -6,17 +6,19 @@ a SQLite file: a search that was stopped goes on, and the trial it was stopped i
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scenemill.pipelines.evaluation import run_evaluation
 from scenemill.pipelines.folder import OnProgress
+from scenemill.pipelines.mirrored import Results, results_at
 from scenemill.pipelines.specs import read_spec, resolved
-from scenemill.pipelines.training import run_training
+from scenemill.pipelines.training import cache_folder, run_training
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
+from scenemill.schemas.places import Place
 from scenemill.schemas.settings import walk
 from scenemill.trainers.train import Step
+from scenemill.transforms.objects import place_of
 
 if TYPE_CHECKING:
     import optuna
@@ -38,7 +40,7 @@ class Tuned:
 
     trials: int
     best: tuple[int, float, dict[str, float]]
-    folder: Path
+    folder: Place
 
 
 def tune(config: ExperimentConfig, trials: int, on_step: Callable[[Step], None], on_progress: OnProgress) -> Tuned:
@@ -52,17 +54,22 @@ def tune(config: ExperimentConfig, trials: int, on_step: Callable[[Step], None],
     Raises:
         ConfigError: no results folder, or no validation split.
     """
-    import optuna
-
     if not config.results_dir:
         raise ConfigError("results_dir is empty: a search needs a folder")
     if not config.dataset.val.base_dir:
         raise ConfigError("dataset.val.base_dir is empty: a search needs a validation split")
-    folder = Path(config.results_dir) / _STUDY
-    folder.mkdir(parents=True, exist_ok=True)
+    with results_at(place_of(config.results_dir) / _STUDY, cache_folder()) as results:
+        return _search(config, results, trials, on_step, on_progress)
+
+
+def _search(
+    config: ExperimentConfig, results: Results, trials: int, on_step: Callable[[Step], None], on_progress: OnProgress
+) -> Tuned:
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        storage=f"sqlite:///{folder / 'study.db'}",
+        storage=f"sqlite:///{results.folder / 'study.db'}",
         study_name=_STUDY,
         direction="maximize",
         load_if_exists=True,
@@ -72,9 +79,10 @@ def tune(config: ExperimentConfig, trials: int, on_step: Callable[[Step], None],
     while (left := trials - _done(study)) > 0:
         on_progress("Trials", trials - left, trials)
         trial = study.ask()
-        study.tell(trial, _run_trial(config, trial, folder, on_step, on_progress))
+        study.tell(trial, _run_trial(config, trial, results, on_step, on_progress))
+        results.send_meanwhile()
     best = study.best_trial
-    return Tuned(_done(study), (best.number, best.value or 0.0, dict(best.params)), folder)
+    return Tuned(_done(study), (best.number, best.value or 0.0, dict(best.params)), results.place)
 
 
 def _put_back(study: "optuna.Study") -> None:
@@ -93,13 +101,13 @@ def _done(study: "optuna.Study") -> int:
 
 
 def _run_trial(
-    config: ExperimentConfig, trial: "optuna.Trial", folder: Path, on_step: Callable[[Step], None], on_progress: OnProgress
+    config: ExperimentConfig, trial: "optuna.Trial", results: Results, on_step: Callable[[Step], None], on_progress: OnProgress
 ) -> float:
     """PQ on the validation split, in percent, of one training."""
     chosen = {name: trial.suggest_float(name, low, high, log=name in _LOGARITHMIC) for name, low, high in searched(config)}
     name = "-".join(f"{value:.6g}" for value in chosen.values())  # the same settings are the same folder: it goes on there
     overrides = [f"{setting}={value!r}" for setting, value in chosen.items()]
-    held = read_spec(resolved(config), [*overrides, f"results_dir={folder / name}"], "tune")
+    held = read_spec(resolved(config), [*overrides, f"results_dir={results.folder / name}"], "tune")
     held = replace(held, encryption_key=config.encryption_key, model_name=name)
     trained = run_training(held, on_step, on_progress)
     evaluated = replace(
@@ -107,7 +115,7 @@ def _run_trial(
         dataset=replace(held.dataset, test=held.dataset.val),
         evaluate=replace(held.evaluate, checkpoint=str(trained.checkpoint)),
     )
-    found = run_evaluation(evaluated, on_progress, tables=folder / "tables")
+    found = run_evaluation(evaluated, on_progress, tables=results.tables)
     return float(found.kpi[_OBJECTIVE])
 
 

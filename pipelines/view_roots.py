@@ -13,8 +13,10 @@ from scenemill.pipelines.view_predictions import PredictionsRoot, find_predictio
 from scenemill.pipelines.view_store import StoreRoot
 from scenemill.pipelines.view_tables import TablesRoot
 from scenemill.schemas.errors import ConfigError, SceneMillError
+from scenemill.schemas.places import on_disk
 from scenemill.trainers.timelapse_parser import TimelapseParser
 from scenemill.transforms.layout import ROOT, hash_of
+from scenemill.transforms.objects import place_of
 
 Root = LogRoot | StoreRoot | PredictionsRoot | TablesRoot
 Sampled = StoreRoot | PredictionsRoot
@@ -123,9 +125,9 @@ def recognise(path: Path) -> list[tuple[str, Path]]:
     """The kinds and places of what a folder is, or else of what is in it; a log, maybe an empty one, if that is nothing.
 
     Raises:
-        ConfigError: no such folder.
+        ConfigError: no such folder, or one in an object store.
     """
-    if not path.is_dir():
+    if not on_disk(place_of(path)).is_dir():
         raise ConfigError(f"{path}: no such folder; give a log of 3D checkpoints, a store, predictions or metric tables")
     own = _kind_of(path)
     found = [(own, path)] if own else list(_within(path, _DEPTH))

@@ -8,7 +8,6 @@ into its code, are settings here; with their defaults the network is the same.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from scenemill.schemas.dataset import DatasetConfig
@@ -447,22 +446,24 @@ def ignored_settings(config: ExperimentConfig) -> list[str]:
     ]
 
 
-def results_folder(config: ExperimentConfig, action: str) -> Path:
-    """Where an action writes: its own ``results_dir``, else the folder of its name in the common one.
+def results_folder(config: ExperimentConfig, action: str) -> str:
+    """Where an action writes, a path or URI: its own ``results_dir``, else the folder of its name in the common one.
 
     Raises:
         ConfigError: no such action, or neither is set.
 
-    >>> results_folder(ExperimentConfig(results_dir="out"), "evaluate").as_posix()
+    >>> results_folder(ExperimentConfig(results_dir="out"), "evaluate")
     'out/evaluate'
+    >>> results_folder(ExperimentConfig(results_dir="s3://bucket/out/"), "train")
+    's3://bucket/out/train'
     """
     if action not in ACTIONS:
         raise ConfigError(f"action {action!r} is not known; use one of {', '.join(ACTIONS)}")
     own: str | None = getattr(config, action).results_dir
     if own:
-        return Path(own)
+        return own
     if config.results_dir:
-        return Path(config.results_dir) / action
+        return f"{config.results_dir.rstrip('/')}/{action}"
     raise ConfigError(f"no folder for results: set results_dir, or {action}.results_dir")
 
 

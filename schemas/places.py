@@ -6,7 +6,7 @@ it has a method of a path's name, it means the same.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -109,6 +109,14 @@ class Remote(ABC):
         """The files below whose path matches, part by part; ``*`` stands for any part."""
 
     @abstractmethod
+    def walk(self) -> Iterator["Remote"]:
+        """Every file below, at any depth, in the order of paths."""
+
+    @abstractmethod
+    def below(self, folder: "Remote") -> str:
+        """The path from a folder that this is in, its parts apart by "/"."""
+
+    @abstractmethod
     def checksum(self) -> str:
         """SHA-256 of the file, read a piece at a time."""
 
@@ -130,6 +138,19 @@ class Remote(ABC):
 
         Raises:
             Conflict: it holds something else.
+        """
+
+    @abstractmethod
+    def replace(self, data: bytes | Path, check: Callable[[], object]) -> None:
+        """Write a file over whatever is there. The same bytes there already are as good.
+
+        Args:
+            data: bytes, or the file that holds them.
+            check: called once it is seen what is there, to raise where the caller may write no more. No write of another that comes
+                after it is written over.
+
+        Raises:
+            Conflict: another writer came between.
         """
 
     @abstractmethod

@@ -27,6 +27,7 @@ STEPS: Final[Mapping[str, tuple[str, ...]]] = {
     "checkpoint": ("checkpoint begun", "checkpoint written", "checkpoint placed", "latest pointed"),
     "training": ("step taken", "point drawn", "status told", "scene watched"),
     "prediction": ("prediction withdrawn", "prediction written"),
+    "results": ("results taken", "result sent", "results noted"),
     "timelapse": ("structure copied", "head moved", "head restored", "layer saved"),
     "schedule": (
         "run queued",

@@ -88,6 +88,7 @@ def train(
     validation: SceneDataset | None,
     folder: Path,
     on_step: Callable[[Step], None] = lambda step: None,
+    on_saved: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train the stage that ``dataset.enable_3d`` names, or go on with it.
 
@@ -96,6 +97,7 @@ def train(
         training: samples to learn from. validation: samples to measure on; None for none.
         folder: of checkpoints, status and curves.
         on_step: told of every step, on the first process; with several processes a function of a module, since it is sent there.
+        on_saved: called after every checkpoint, in the same way.
 
     Raises:
         ConfigError: settings that do not fit each other, this machine, or a checkpoint.
@@ -103,9 +105,15 @@ def train(
     """
     fabric = make_fabric(config)
     if fabric.world_size == 1:
-        return _run(fabric, config, training, validation, folder, on_step)
+        return _run(fabric, config, training, validation, folder, on_step, on_saved)
     launched = partial(
-        _run_apart, config=config, training=training, validation=validation, folder=folder, on_step=on_step
+        _run_apart,
+        config=config,
+        training=training,
+        validation=validation,
+        folder=folder,
+        on_step=on_step,
+        on_saved=on_saved,
     )  # bound, not passed: Fabric would take its arguments to pieces
     checkpoint, epoch, step, losses, kpi = fabric.launch(launched)
     return Trained(Path(checkpoint), epoch, step, tuple(losses), kpi)
@@ -124,8 +132,9 @@ def _run(
     validation: SceneDataset | None,
     folder: Path,
     on_step: Callable[[Step], None],
+    on_saved: Callable[[], None],
 ) -> Trained:
-    run = _Run(fabric, config, training, validation, folder)
+    run = _Run(fabric, config, training, validation, folder, on_saved)
     status = StatusLog(folder) if fabric.is_global_zero else None
     if status:
         status.write("STARTED", "Starting NVPanoptix3D train.")
@@ -153,10 +162,12 @@ class _Run:
         training: SceneDataset,
         validation: SceneDataset | None,
         folder: Path,
+        on_saved: Callable[[], None],
     ) -> None:
         held = config.train
         set_randomness(held.seed, benchmark=held.cudnn.benchmark, deterministic=held.cudnn.deterministic)
         self.fabric, self.config, self.folder, self.validation = fabric, config, folder, validation
+        self.on_saved = on_saved
         self.seed = held.seed if held.seed >= 0 else torch.seed()
         self.stage = stage_of(config)
         self.network = self.stage.make_model(config)
@@ -355,6 +366,7 @@ class _Run:
         save_checkpoint(path, document, self.config.encryption_key or "")
         point_latest(self.folder, path, self.stage.latest)
         self.saved = path
+        self.on_saved()
 
     def _resume(self) -> dict[str, Any] | None:
         """The checkpoint to go on from, if there is one; its weights, order and step are taken."""

@@ -155,6 +155,14 @@ class ObjectPath(Remote):
             if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)) and path.is_file():
                 yield path
 
+    def walk(self) -> Iterator["ObjectPath"]:
+        """Every object below, but for the empty ones that consoles make to show a folder."""
+        return (path for path in self._below() if not path.key.endswith("/"))
+
+    def below(self, folder: Remote) -> str:
+        """The key without that of a prefix it is below."""
+        return str(self).removeprefix(f"{str(folder).rstrip('/')}/")
+
     def _below(self) -> Iterator["ObjectPath"]:
         """Every object below, in the order of keys."""
         import obstore
@@ -212,7 +220,7 @@ class ObjectPath(Remote):
             held, data = self.call(_versioned, obstore.get)
         except FileNotFoundError:
             return None, None
-        return data, {name: held[name] for name in ("e_tag", "version") if held[name] is not None}
+        return data, _version_of(held)
 
     def _put(self, data: bytes | Path, mode: str | dict[str, str]) -> None:
         """One conditional write, in one request: what is cut off leaves nothing.
@@ -226,6 +234,32 @@ class ObjectPath(Remote):
             self.call(obstore.put, _buffer(data), mode=mode, use_multipart=False)
         except FileNotFoundError as error:
             raise ConfigError(f"{self}: no such bucket; make it first") from error
+
+    def replace(self, data: bytes | Path, check: Callable[[], object]) -> None:
+        """As ``Remote.replace`` says. What is too large for one request goes in several, which count together and at the last one:
+        whole or not at all, but not under a condition."""
+        import obstore
+
+        seen = self._seen()
+        check()
+        size_byte = len(data) if isinstance(data, bytes) else data.stat().st_size
+        if size_byte > _ONE_PUT_BYTE:
+            self.call(obstore.put, data, use_multipart=True)
+            return
+        try:
+            self._put(data, seen or "create")
+        except FileExistsError:  # another writer, or an earlier try of this very write
+            if self.checksum() != _measured(data)[1]:
+                raise Conflict(f"{self}: another run wrote it meanwhile; run again") from None
+
+    def _seen(self) -> dict[str, str] | None:
+        """What names in a condition the bytes that are there; None for no object."""
+        import obstore
+
+        try:
+            return _version_of(self.call(obstore.head))
+        except FileNotFoundError:
+            return None
 
     def unlink(self) -> None:
         """Remove the object, if it is there."""
@@ -283,6 +317,11 @@ def _checked(scheme: str, bucket: str, key: str) -> ObjectPath:
 
 def _status(held: Any) -> Status:
     return Status(int(held["size"]), str(held["e_tag"] or held["version"]), round(held["last_modified"].timestamp() * 1e9))
+
+
+def _version_of(held: Any) -> dict[str, str]:
+    """What names just these bytes of an object in a condition."""
+    return {name: held[name] for name in ("e_tag", "version") if held[name] is not None}
 
 
 def _whole(store: Any, key: str, get: Callable[..., Any]) -> Any:

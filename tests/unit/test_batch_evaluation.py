@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,7 @@ class Stand:
         self.seen: list[list[str]] = []
         self.die_at: int | None = None
         patch.setattr(batch_evaluation, "make_bench", lambda config, *_: replace(self.bench, config=config))
+        patch.setattr(batch_evaluation, "begun", lambda *_: nullcontext())
         patch.setattr(batch_evaluation, "evaluate_checkpoint", self.evaluate)
 
     def evaluate(self, bench: Bench, checkpoint: Checkpoint, predictions: Path, run: str, _: OnProgress) -> Evaluated:

@@ -14,6 +14,7 @@ from object_services import SECRET, Proxy, make_bucket, proxy, s3_service, use
 
 from scenemill.pipelines.fetched import with_fetched
 from scenemill.pipelines.specs import read_spec, spec_text
+from scenemill.pipelines.training import begun
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.places import Remote
@@ -87,7 +88,6 @@ def test_a_half_fetched_checkpoint_is_fetched_again(training: Remote) -> None:
         ("evaluate", "evaluate.checkpoint=s3://mill/nothing", "evaluate.checkpoint='s3://mill/nothing': no checkpoint there"),
         ("train", "train.checkpoint_2d=s3://mill/nothing/x.pth", "train.checkpoint_2d="),
         ("inference", "inference.checkpoint=s3://nobodys/x.pth", "no such bucket"),
-        ("train", "results_dir=s3://mill/out", "results_dir='s3://mill/out': results are written to a disk"),
     ],
 )
 def test_what_is_not_there_is_told_by_name(action: str, setting: str, said: str, net: Proxy) -> None:
@@ -99,3 +99,22 @@ def test_what_is_not_there_is_told_by_name(action: str, setting: str, said: str,
 def test_settings_of_other_actions_and_of_disks_stay_as_they_are(net: Proxy) -> None:
     config = experiment("evaluate.checkpoint=s3://mill/nothing", "train.checkpoint_2d=out/model.pth")
     assert with_fetched(config, "train") == config
+
+
+def test_results_in_a_bucket_begin_with_the_experiment_as_it_was_given(training: Remote, net: Proxy) -> None:
+    config = experiment(f"results_dir={training.parent}/out/")
+    with begun(config, "inference") as results:
+        (results.folder / "picture.png").write_bytes(b"a picture")
+    assert results.place == training.parent / "out/inference"
+    assert f"results_dir: {training.parent}/out/" in (results.place / "experiment.yaml").read_bytes().decode()
+    assert (results.place / "picture.png").read_bytes() == b"a picture"
+
+
+def test_a_training_of_several_machines_has_its_results_on_a_disk(net: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    for more, world in (("train.num_nodes=2", "1"), ("train.num_nodes=1", "2")):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        with (
+            pytest.raises(ConfigError, match="of several machines, or by torchrun"),
+            begun(experiment("results_dir=s3://mill/out", more), "train"),
+        ):
+            pass

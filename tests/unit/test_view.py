@@ -132,7 +132,15 @@ def test_files_that_are_cut_short_anywhere_end_no_viewer(tmp_path: Path) -> None
         assert len(ask(url, "/api/index").json["roots"][0]["items"]) == 8
 
 
-@pytest.mark.parametrize(("arguments", "told"), [([], "no folder"), (["none"], "no such folder"), ([".", "--poll", "0"], "poll 0")])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "no folder"),
+        (["none"], "no such folder"),
+        (["s3://mill/x"], "this needs a folder on a disk"),
+        ([".", "--poll", "0"], "poll 0"),
+    ],
+)
 def test_the_command_refuses_in_words(arguments: list[str], told: str) -> None:
     result = CliRunner().invoke(app, ["view", *arguments])
     assert result.exit_code != 0 and told in f"{result.output}{result.exception}"
