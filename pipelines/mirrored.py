@@ -129,7 +129,7 @@ def _send_after_failure(results: Results) -> None:
     """What a failed run left; that it cannot be sent is told beside the failure, which counts."""
     try:
         results.send()
-    except SceneMillError as error:
+    except (SceneMillError, OSError) as error:
         print(f"results stay in {results.folder}: {error}", file=sys.stderr, flush=True)
 
 

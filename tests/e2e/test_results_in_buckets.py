@@ -180,6 +180,16 @@ def test_a_training_killed_as_it_sends_is_gone_on_with_on_any_machine(
     assert sums_of(bucket / "train") == sums_of(trained / "train")
 
 
+def test_the_first_of_two_processes_sends(store: Path, bucket: Remote, net: Proxy, tmp_path: Path) -> None:
+    said = command(net, tmp_path / "cache", "train", "-e", "tiny_front3d_2d", *settings(store, bucket), "train.num_gpus=2")
+    assert f"{bucket}/train/model_epoch" in said
+    assert sums_of(bucket / "train") == sums_of(mirror(tmp_path / "cache"))
+    written = [path for method, path in net.requests if method == "PUT"]
+    assert [sum(f"step_0000{step}" in path for path in written) for step in (2, STEPS)] == [1, 1]
+    between = written[written.index(next(path for path in written if "step_00002" in path)) :]
+    assert OWNER in "".join(between[: between.index(next(path for path in between if f"step_0000{STEPS}" in path))])
+
+
 def test_what_is_made_of_a_training_goes_to_the_bucket_too(
     store: Path, trained: Path, front3d_world: Path, bucket: Remote, net: Proxy, tmp_path: Path
 ) -> None:
