@@ -62,7 +62,11 @@ def query(folder: Place, sql: str, limit: int | None = None, timeout_s: float = 
 
 
 def query_all(folder: Place, questions: Sequence[str], limit: int | None = None, timeout_s: float = TIMEOUT_S) -> list[pa.Table]:
-    """Answers to several questions on the same rows, whatever is appended meanwhile; otherwise as ``query``."""
+    """Answers to several questions on the same rows, whatever is appended meanwhile; otherwise as ``query``.
+
+    Raises:
+        ConfigError, NotPublished, TransientError: as ``query``.
+    """
     if (limit is not None and limit < 0) or timeout_s <= 0:
         raise ConfigError(f"limit {limit}, timeout {timeout_s:g} s: the limit is not negative, the timeout above zero")
     asked = json.dumps(

@@ -109,7 +109,11 @@ def load_checkpoint(path: Path, key: str = "", map_location: str | torch.device 
 
 
 def read_torch_file(path: Path, key: str = "", map_location: str | torch.device = "cpu", *, mapped: bool = False) -> dict[str, Any]:
-    """As ``load_checkpoint``, for a file of any suffix."""
+    """As ``load_checkpoint``, for a file of any suffix.
+
+    Raises:
+        ConfigError, Corrupt: as ``load_checkpoint``.
+    """
     if not path.is_file():
         raise ConfigError(f"checkpoint {path}: no such file; check the path")
     with path.open("rb") as file:

@@ -389,6 +389,9 @@ def mixing(order_of_epoch: Ints, parts: Ints, batch: int) -> Mixing:
         parts: (N,) int64, the part of every sample.
         batch: samples per batch, at least 2.
 
+    Raises:
+        ConfigError: fewer than 2 samples, or than 2 a batch.
+
     >>> mixing(np.array([0, 1, 2, 3]), np.array([5, 5, 6, 6]), batch=2)
     Mixing(same_part=1.0, uniform_same_part=0.3333333333333333, parts_open=1, most_parts_open=1)
     """

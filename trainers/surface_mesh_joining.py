@@ -72,7 +72,11 @@ def joined(meshes: Sequence["SurfaceMesh"], fixed_topology: bool) -> dict[str, A
 
 
 def flat(meshes: Sequence["SurfaceMesh"], skip_errors: bool, group_by_name: bool) -> dict[str, Any]:
-    """The attributes of single meshes as one; see ``SurfaceMesh.flatten``."""
+    """The attributes of single meshes as one; see ``SurfaceMesh.flatten``.
+
+    Raises:
+        ConfigError: no meshes, or attributes that cannot be put together.
+    """
     if not meshes:
         raise ConfigError("no meshes to put together; give at least one")
     values: dict[str, Any] = {"faces": _shifted(meshes, "faces", "vertices")}

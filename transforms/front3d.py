@@ -64,7 +64,11 @@ def image_of_rgb(name: str) -> str:
 
 
 def constant(field: str, image: tuple[int, int]) -> NDArray[np.float64]:
-    """Fields that no file holds: the intrinsics, scaled to the image's (height, width)."""
+    """Fields that no file holds: the intrinsics, scaled to the image's (height, width).
+
+    Raises:
+        SourceError: another field than the intrinsics.
+    """
     if field != "intrinsics":
         raise SourceError("presence", f"no constant {field!r}", "intrinsics")
     return geometry.adjust_intrinsics(np.array(geometry.FRONT3D_INTRINSICS), (320, 240), (image[1], image[0]))

@@ -188,7 +188,12 @@ class ObjectPath(Remote):
         self.call(_fetched, obstore.get, target)
 
     def create(self, data: bytes | Path) -> None:
-        """As ``Remote.create`` says; a file is sent without a copy of it in memory."""
+        """As ``Remote.create`` says; a file is sent without a copy of it in memory.
+
+        Raises:
+            ConfigError: more bytes than one write carries.
+            Conflict: the object is there, with other bytes.
+        """
         size_byte, checksum = _measured(data)
         if size_byte > _ONE_PUT_BYTE:
             raise ConfigError(f"{self}: {size_byte} bytes, one write carries {_ONE_PUT_BYTE}; take fewer --samples-per-part")
@@ -199,7 +204,11 @@ class ObjectPath(Remote):
                 raise Conflict(f"{self}: another run wrote other bytes there; run again") from None
 
     def swap(self, data: bytes, expected: bytes | None) -> None:
-        """As ``Remote.swap`` says; that the object holds ``data`` already is a success."""
+        """As ``Remote.swap`` says; that the object holds ``data`` already is a success.
+
+        Raises:
+            Conflict: the object holds neither ``expected`` nor ``data``.
+        """
         found, version = self._current()
         if found == data:
             return  # by an earlier try whose answer was lost, or by another run that came to the same

@@ -3,12 +3,15 @@
 import ast
 import configparser
 import copy
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from scenemill.schemas import errors
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("schemas", "validators", "transforms", "trainers", "pipelines")
@@ -67,6 +70,46 @@ def imported(tree: ast.Module) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+
+
+def public(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    """Public functions, classes and methods; the bodies of overloads are elsewhere."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, node
+            for member in node.body if isinstance(node, ast.ClassDef) else ():
+                if isinstance(member, ast.FunctionDef) and not member.name.startswith("_"):
+                    yield f"{node.name}.{member.name}", member
+
+
+def raised(function: ast.AST) -> set[str]:
+    """Errors of ours that a function raises itself, by name."""
+    made = (node.exc for node in ast.walk(function) if isinstance(node, ast.Raise))
+    names = {call.func.id for call in made if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)}
+    return names & {name for name in vars(errors) if name[0].isupper()}
+
+
+def untold(tree: ast.Module) -> dict[str, set[str]]:
+    """What docstrings leave out: "docstring", or the names of errors that are raised."""
+    found = {}
+    for name, node in public(tree):
+        told = ast.get_docstring(node) or ""
+        if not any(isinstance(mark, ast.Name) and mark.id == "overload" for mark in node.decorator_list):
+            kinds = raised(node) if isinstance(node, ast.FunctionDef) else set()
+            found[name] = {kind for kind in kinds if not re.search(rf"\b{kind}\b", told)} | ({"docstring"} if not told else set())
+    return {name: missing for name, missing in found.items() if missing}
+
+
+def test_every_public_docstring_names_the_errors_that_are_raised() -> None:
+    """Those of verbs are their help, where every error is told by exit code."""
+    verbs = ("pipelines/cli_",)
+    wrong = {path: missing for path, tree in sources() if not path.startswith(verbs) and (missing := untold(tree))}
+    assert wrong == {}
+
+
+def test_a_docstring_that_leaves_out_an_error_is_noticed() -> None:
+    text = 'def f():\n    """F."""\n    raise ConfigError("x")\ndef g(): ...\ndef h():\n    """ConfigError: x."""\n    raise ConfigError\n'
+    assert untold(ast.parse(text)) == {"f": {"ConfigError"}, "g": {"docstring"}}
 
 
 def test_every_folder_imports_only_what_it_may() -> None:
@@ -144,8 +187,6 @@ def test_public_names_exist_and_are_listed() -> None:
 
 
 def test_errors_are_also_the_builtin_a_reader_expects() -> None:
-    from scenemill.schemas import errors
-
     expected = {
         "ConfigError": ValueError,
         "SourceError": OSError,

@@ -74,7 +74,11 @@ class Frustum:
         return replace(self, grid=self.grid // times, voxel_m=self.voxel_m * times)
 
     def check_sizes(self, **maps: Tensor) -> None:
-        """Refuse small maps that are not of ``plane_size``."""
+        """Refuse small maps that are not of ``plane_size``.
+
+        Raises:
+            ConfigError: a map of another (height, width).
+        """
         expected = tuple(self.plane_size)
         for name, tensor in maps.items():
             size = tuple(tensor.shape[-2:])

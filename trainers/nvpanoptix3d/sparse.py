@@ -72,7 +72,11 @@ def sparse_tensor(coords: Tensor, features: Tensor, stride: int = 1) -> SparseTe
 
 
 def prune(tensor: SparseTensor, keep: Tensor) -> SparseTensor:
-    """The rows where ``keep``, (N,) bool, is True, in their order; the tensor itself if that is all."""
+    """The rows where ``keep``, (N,) bool, is True, in their order; the tensor itself if that is all.
+
+    Raises:
+        ConfigError: ``keep`` is of another shape or dtype.
+    """
     if keep.dtype != torch.bool or keep.shape != (len(tensor.support),):
         raise ConfigError(f"keep is {tuple(keep.shape)} {keep.dtype}; give ({len(tensor.support)},) bool")
     return _selected(tensor, keep.nonzero()[:, 0])

@@ -90,7 +90,7 @@ def import_meshes(
         that is the identity.
 
     Raises:
-        As ``import_mesh``.
+        ConfigError: times of another number than paths; else as ``import_mesh``.
     """
     stage = open_stage(file_or_stage)
     paths = get_mesh_scene_paths(stage) if scene_paths is None else list(scene_paths)

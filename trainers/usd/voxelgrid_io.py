@@ -117,7 +117,11 @@ def import_voxelgrid(file_or_stage: Any, scene_path: Any, time: float | None = N
 def import_voxelgrids(
     file_or_stage: Any, scene_paths: Sequence[Any] | None = None, times: Sequence[float | None] | None = None
 ) -> list[torch.Tensor]:
-    """Voxel grids, in the order of their paths; None for all of the scene. See ``import_voxelgrid``."""
+    """Voxel grids, in the order of their paths; None for all of the scene. See ``import_voxelgrid``.
+
+    Raises:
+        ConfigError: times of another number than paths; else as ``import_voxelgrid``.
+    """
     stage = open_stage(file_or_stage)
     paths = [prim.GetPath() for prim in all_prims(stage) if is_voxelgrid(prim)] if scene_paths is None else list(scene_paths)
     if times is not None and len(times) != len(paths):
