@@ -22,6 +22,9 @@ COLORS: Final = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00
 _INK: Final = "#1d2530"
 _FAINT: Final = "#5a6572"
 _GRID: Final = "#e3e8ed"
+_OF_THE_PAGE: Final = {_INK: "ink", _FAINT: "faint", _GRID: "line", "#ffffff": "paper"}
+"""Colours that a page may replace, as by night, and its names of them."""
+
 STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",  # text stays text: it can be found, copied and read aloud
     "font.size": 9,
@@ -167,4 +170,6 @@ def svg(figure: Figure, name: str, alt: str) -> str:
     drawn = drawn[drawn.index("<svg") :]
     drawn = re.sub(r"<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", drawn)  # the library counts ids anew in every drawing
+    for color, role in _OF_THE_PAGE.items():
+        drawn = drawn.replace(f": {color}", f": var(--{role}, {color})")
     return drawn.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)

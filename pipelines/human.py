@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
+from scenemill.pipelines.results import printable
 from scenemill.schemas.places import Place
 from scenemill.transforms.store import Store, history
 from scenemill.validators.suites import DOCS_INDEX
@@ -79,19 +82,17 @@ def summarize(findings: pa.Table) -> list[dict[str, Any]]:
 
 
 def print_findings(console: Console, findings: pa.Table) -> None:
-    """The summary of findings as a table."""
+    """The summary of findings, the worst first: what and where, what was seen, and a sample that has it."""
     rows = summarize(findings)
     if not rows:
         console.print("Nothing found wrong.")
         return
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    for name in ("severity", "check", "field", "samples", "for example", "observed", "expected"):
-        table.add_column(name, no_wrap=name == "severity")
     for row in rows[:_ROWS]:
-        style = _STYLES[row["severity"]]
-        cells = (row["check"], row["field"], str(row["samples"]), _short(row["key"]), row["observed"], row["expected"])
-        table.add_row(f"[{style}]{row['severity']}[/]", *map(_plain, cells))
-    console.print(table)
+        samples = f"{row['samples']} sample{'' if row['samples'] == 1 else 's'}"
+        told = printable("".join(f"  {name}" for name in (row["check"], row["field"], samples) if name))
+        console.print(Text.assemble((row["severity"], _STYLES[row["severity"]]), told), soft_wrap=True)
+        for line in (f"{row['observed']}; expected {row['expected']}", f"for example {row['key']}"):
+            console.print(Padding(Text(printable(line), overflow="fold"), (0, 0, 0, 4), expand=False))
     if len(rows) > _ROWS:
         console.print(f"and {len(rows) - _ROWS} more kinds of finding")
 
@@ -100,13 +101,13 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _short(key: str) -> str:
-    return key if len(key) <= 32 else f"{key[:10]}…{key[-20:]}"
-
-
 def print_forecast(console: Console, forecast: "Forecast") -> None:
     """What an ingest would do."""
     kinds = f"{forecast.new} to build, {forecast.kept} stored, {forecast.rejected_before} rejected before"
+    if not forecast.new:
+        console.print(f"samples  {forecast.listed} in: {kinds}", highlight=False)
+        console.print("Nothing to build: an ingest would publish no new samples. Nothing was written.")
+        return
     _pairs(
         console,
         {
@@ -217,7 +218,8 @@ def print_verified(console: Console, store: Place, verified: "Verified") -> None
         if verified.broken
         else "[green]whole[/]"
     )
-    read = f"{verified.versions} versions, {verified.parts} parts, {verified.files} files, {size(verified.size_byte)} read"
+    versions = f"{verified.versions} version{'' if verified.versions == 1 else 's'}"
+    read = f"{versions}, {verified.parts} parts, {verified.files} files, {size(verified.size_byte)} read"
     console.print(f"{store}: {read}: {verdict}", soft_wrap=True)
 
 

@@ -52,9 +52,9 @@ def _row(run: Mapping[str, Any]) -> list[str]:
         _text(run["outcome"]),
         f"{run['listed']:,} = {run['stored']:,} + {run['rejected']:,}",
         f"{run['parts_built']:,} of {run['parts']:,}",
-        size(run["raw_byte"]),
-        size(run["stored_byte"]),
-        f"{run['seconds']:.1f} s",
+        _unbroken(size(run["raw_byte"])),
+        _unbroken(size(run["stored_byte"])),
+        _unbroken(f"{run['seconds']:.1f} s"),
         _text(run["version"] or "none"),
     ]
 
@@ -105,7 +105,7 @@ def _findings(store: Store) -> str:
         for row in rows
     ]
     rejected = pc.sum(found["rejected"].cast("int64")).as_py()
-    words = f"{found.num_rows:,} findings, {rejected:,} of them about rejected samples."
+    words = f"{found.num_rows:,} finding{'' if found.num_rows == 1 else 's'}, {rejected:,} of them about rejected samples."
     heads = ("severity", "check", "field", "samples", "outcome", "for example")
     return f"<h2>Findings</h2><p>{words}</p>" + _table("", heads, lines)
 
@@ -120,6 +120,11 @@ def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> s
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     heading = f"<h2>{escape(title)}</h2>" if title else ""
     return f'{heading}<div class="card"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _unbroken(figure: str) -> str:
+    """A figure that stays on one line with its unit."""
+    return figure.replace(" ", "&nbsp;")
 
 
 def _text(text: str) -> str:

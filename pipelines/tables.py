@@ -262,7 +262,7 @@ def _compare(folder: Place, name: str, run: str, rows: pa.Table) -> None:
 
 def _open(folder: Place, name: str) -> DeltaTable:
     if not _is_there(folder, name):
-        raise NotPublished(f"tables {folder}: no metric tables here; the first evaluated run makes them")
+        raise NotPublished(f'tables {folder}: no metric tables here; "scenemill score" and "scenemill evaluate" make them')
     try:
         return DeltaTable(_address(folder, name), storage_options=_options(folder))
     except DeltaError as error:

@@ -60,7 +60,9 @@ def find_samples(config: ExperimentConfig, split: str, on_progress: OnProgress) 
         raise ConfigError(f"dataset.{split}.base_dir is empty: name a store, or a raw folder that holds data/")
     base = place_of(held.base_dir)
     if not base.is_dir():
-        raise ConfigError(f"dataset.{split}.base_dir={held.base_dir!r}: no such folder")
+        raise ConfigError(
+            f"dataset.{split}.base_dir={held.base_dir!r}: no such folder; name a store, or a raw folder that holds data/"
+        )
     name = Path(held.json_path).stem if held.json_path else None
     if (base / "zarr.json").is_file():
         return Samples(base, name)

@@ -52,6 +52,13 @@ _DOCUMENT_KEY: Final = "scenemill"
 _ADVICE: Final = '"scenemill ingest ... --repair" restores it'
 
 
+def _how_to_make(root: Place) -> str:
+    """The command that makes a store: at a place without one, or of a raw folder that was taken for one."""
+    if (root / "data").is_dir():
+        return f'it holds data/ as raw folders do: "scenemill ingest SOURCE --input {root} --output STORE" makes a store of it'
+    return f'"scenemill ingest SOURCE --input DIR --output {root}" makes one'
+
+
 def open_store(uri: str | Place, version: str | None = None) -> "Store":
     """Open a published store for reading.
 
@@ -69,9 +76,7 @@ def open_store(uri: str | Place, version: str | None = None) -> "Store":
         path = root / ROOT
         if not path.is_file():
             root.is_dir()  # of a bucket that does not exist, this says so
-            raise NotPublished(
-                f'store {root}: nothing published here; "scenemill ingest SOURCE --input DIR --output {root}" makes one'
-            )
+            raise NotPublished(f"store {root}: nothing published here; {_how_to_make(root)}")
         return Store(root, path)
     found = sorted(path for path in version_files(root) if path.stem.startswith(version))
     if len(found) != 1:

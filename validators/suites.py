@@ -33,7 +33,7 @@ RESULT_FILE: Final = "validation.json"
 
 Weight = Literal["critical", "warning"]
 
-_KEYS_TOLD: Final = 8
+_KEYS_TOLD: Final = 3
 _MEASURED_VIEWS: Final = 27  # the released views that the bounds below were measured on; shares of fewer rows say nothing
 
 
@@ -44,7 +44,7 @@ class FailedExpectation:
     Attributes:
         severity: "critical" stops a publication; "warning" is only told.
         column: of the samples table, or derived from it; "" for the whole table.
-        what: expected and observed, in words, with up to eight sample keys.
+        what: expected and observed, in words, with up to three sample keys.
     """
 
     severity: Weight

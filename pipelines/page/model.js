@@ -37,7 +37,7 @@ export const model = {
   wire: false,
   smooth: false,
   backs: true,
-  dark: false,
+  dark: matchMedia("(prefers-color-scheme: dark)").matches,
   grid: true,
   pointSize: 1,
   hidden: {}, // name of ids -> set of those hidden

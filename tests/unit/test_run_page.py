@@ -52,6 +52,7 @@ def test_findings_say_how_many_samples_and_one_of_them(store: Store) -> None:
     broken = {row["key"] for row in store.findings.to_pylist() if row["rejected"]}
     assert len(broken) == 2
     assert any(key in page for key in broken)
+    assert re.search(r"<td>[\d.]+&nbsp;[KM]iB</td>", page) and re.search(r"<td>[\d.]+&nbsp;s</td>", page)
 
 
 def test_names_of_users_are_text_and_nothing_is_loaded(store: Store) -> None:

@@ -1,0 +1,72 @@
+"""What commands print for a person: findings that can be read at any width and acted on, and a plan of nothing."""
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from scenemill.pipelines.forecast import Forecast
+from scenemill.pipelines.human import print_findings, print_forecast
+from scenemill.schemas.errors import NotPublished
+from scenemill.transforms.store import open_store
+
+KEY = "8b4ae5f1-a941-46a0-956a-26afbccdafe5/0001"
+
+
+def console(width: int) -> tuple[Console, io.StringIO]:
+    sink = io.StringIO()
+    return Console(file=sink, width=width), sink
+
+
+def finding(severity: str, key: str = KEY, observed: str = "ids [7] \x1b[2J") -> dict[str, str]:
+    return {
+        "severity": severity,
+        "check": "labels_known",
+        "field": "instance_2d",
+        "key": key,
+        "observed": observed,
+        "expected": "ids of the table",
+    }
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_finding_keeps_its_names_and_its_key_whole_at_any_width(width: int) -> None:
+    drawn, sink = console(width)
+    print_findings(drawn, pa.Table.from_pylist([finding("info"), finding("error"), finding("error", "b/1")]))
+    lines = sink.getvalue().splitlines()
+    assert [line.split("  ") for line in lines if "labels_known" in line] == [
+        ["error", "labels_known", "instance_2d", "2 samples"],
+        ["info", "labels_known", "instance_2d", "1 sample"],
+    ]
+    assert sum(line.strip() == f"for example {KEY}" for line in lines) == 2
+    assert r"ids [7] \x1b[2J; expected ids of the table" in lines[1]
+    assert all(len(line) <= width for line in lines)
+
+
+def test_a_finding_about_no_field_leaves_no_gap() -> None:
+    drawn, sink = console(80)
+    print_findings(drawn, pa.Table.from_pylist([finding("warning") | {"field": ""}]))
+    assert sink.getvalue().splitlines()[0] == "warning  labels_known  1 sample"
+
+
+def test_no_finding_is_said() -> None:
+    drawn, sink = console(80)
+    print_findings(drawn, pa.Table.from_pylist([finding("info")]).slice(0, 0))
+    assert sink.getvalue() == "Nothing found wrong.\n"
+
+
+def test_a_plan_of_nothing_tells_no_rate_of_nothing() -> None:
+    drawn, sink = console(80)
+    print_forecast(drawn, Forecast(18, 17, 1, 0, 0, 0, 0, 0.0, 0, 0.0, 2))
+    assert "18 in: 0 to build, 17 stored, 1 rejected before" in sink.getvalue()
+    assert "Nothing to build" in sink.getvalue() and "ms per sample" not in sink.getvalue()
+
+
+def test_a_raw_folder_taken_for_a_store_is_told_with_what_makes_one(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(NotPublished, match=f"it holds data/ .*--input {tmp_path} --output STORE"):
+        open_store(tmp_path)
+    with pytest.raises(NotPublished, match=f"--input DIR --output {tmp_path / 'store'}"):
+        open_store(tmp_path / "store")
