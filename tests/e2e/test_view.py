@@ -148,6 +148,19 @@ def test_ways_to_colour_and_materials_can_be_chosen(tab: Tab, viewer: Viewer) ->
     assert len({*flags, sums["normal"]}) == 3
 
 
+def test_the_page_is_at_first_as_dark_as_the_system_and_then_as_its_address_says(tab: Tab, viewer: Viewer) -> None:
+    brightness = "getComputedStyle(document.querySelector('.toolbar')).backgroundColor"
+    seen = {}
+    for scheme in ("light", "dark"):
+        tab.page.emulate_media(color_scheme=scheme)
+        tab.open(viewer.url, panes("mesh/wall/0", "mesh/wall/1", t=0))
+        is_dark = tab.page.evaluate("document.body.classList.contains('dark')")
+        seen[scheme] = (is_dark, tab.page.evaluate(brightness))
+    assert seen == {"light": (False, "rgb(255, 255, 255)"), "dark": (True, "rgb(23, 28, 35)")}
+    tab.open(viewer.url, panes("mesh/wall/0", "mesh/wall/1", t=0) + "&dark=0")
+    assert tab.page.evaluate("document.body.classList.contains('dark')") is False
+
+
 def test_the_timeline_leads_through_iterations(tab: Tab, viewer: Viewer) -> None:
     tab.open(viewer.url, panes("mesh/wall/0", "mesh/wall/1", t=0, distance=14))
     shares = [tab.look()["all"]]
