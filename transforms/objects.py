@@ -246,7 +246,11 @@ class ObjectPath(Remote):
 
     def replace(self, data: bytes | Path, check: Callable[[], object]) -> None:
         """As ``Remote.replace`` says. What is too large for one request goes in several, which count together and at the last one:
-        whole or not at all, but not under a condition."""
+        whole or not at all, but not under a condition.
+
+        Raises:
+            Conflict: as ``Remote.replace``.
+        """
         import obstore
 
         seen = self._seen()
