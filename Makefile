@@ -48,8 +48,8 @@ check: setup $(LINK)
 	$(BIN)/mypy tests benchmarks examples docs
 	$(BIN)/python -m pytest -q --doctest-modules schemas validators transforms pipelines trainers
 
-test: check  # JOBS=8 for more processes; each has one thread, as small tensors gain nothing from more
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder --max-worker-restart 2 tests
+test: check  # JOBS=8 for more processes, of which some wait at any time; each has one thread, as small tensors gain nothing from more
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder --max-worker-restart 2 tests
 
 faults: setup  # the long forms: hours
 	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests --ignore-glob '*test_overfit.py' --ignore-glob '*test_demo.py' --ignore-glob '*test_notebooks.py'

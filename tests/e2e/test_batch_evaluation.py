@@ -48,6 +48,7 @@ def experiment(folder: Path, results: Path, *more: str) -> ExperimentConfig:
     return read_spec(spec_text("tiny_front3d_2d"), settings(folder, results, *more), "tiny")
 
 
+@pytest.mark.full
 def test_a_folder_is_evaluated_to_the_numbers_of_its_checkpoints_alone(trained: Path, tmp_path: Path) -> None:
     named = f"evaluate.checkpoint={trained / 'out' / 'train'}"
     batch = list(run_evaluations(experiment(trained, tmp_path / "batch", named), silent))

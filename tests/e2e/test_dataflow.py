@@ -63,7 +63,8 @@ def test_the_submitted_graph_makes_the_store_that_a_local_run_makes(front3d_worl
     assert (row["runner"], row["stored"], row["parts_built"]) == ("dataflow", 6, 3)
 
 
-@pytest.mark.parametrize("by", ["command", pytest.param("template", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("by", ["command", "template"])
 def test_raw_folder_and_store_may_be_in_a_bucket(
     by: str, front3d_world: Path, local_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -290,6 +290,7 @@ def test_damage_is_found(front3d_world: Path, bucket: Remote, net: Proxy) -> Non
             open_store(bucket)
 
 
+@pytest.mark.full
 def test_batches_of_a_bucket_are_those_of_a_disk(front3d_world: Path, local: Path, bucket: Remote) -> None:
     into(front3d_world, bucket)
     config = ExperimentConfig(dataset=DatasetConfig(train=SplitConfig(base_dir=str(bucket))))

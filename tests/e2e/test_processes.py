@@ -109,7 +109,8 @@ def test_what_shares_began_one_process_finishes_and_the_reverse(raw: Path, train
         assert float((by_one[name] - by_two[name]).abs().max()) < 5e-3
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_stage_2_learns_on_two_processes(strategy: str, raw: Path, trained: dict[str, Trained], tmp_path: Path) -> None:
     more = (*TWO, f"train.distributed_strategy={strategy}", f"train.checkpoint_2d={trained['alone'].checkpoint}")
     given = settings(raw, tmp_path, *more, "train.optim.max_steps=2")

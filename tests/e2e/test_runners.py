@@ -185,6 +185,7 @@ def wait_for(port: int) -> None:
     raise AssertionError(f"nobody answers at port {port}")
 
 
+@pytest.mark.full
 def test_a_job_service_builds_the_same_store(raw: Path, local_store: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with beam_services(tmp_path) as (job, pool):

@@ -97,6 +97,7 @@ def test_a_scheduler_killed_over_and_over_loses_nothing_and_does_nothing_twice(
         assert verify_store(tmp_path / "stores" / name).broken == ()
 
 
+@pytest.mark.full
 def test_an_interval_is_converted_for_other_engines(front3d_world: Path, tmp_path: Path) -> None:
     folder = tmp_path / "schedules"
     write(folder, "daily", front3d_world, "cron: 0 0 * * *\n")

@@ -33,7 +33,7 @@ def truth_as_told(sample: Sample, stuff: tuple[int, ...]) -> Prediction:
     return Prediction(instance, classes_2d, sample["depth"], volume, classes_3d, sample["geometry"])
 
 
-@pytest.fixture(scope="module", params=["front3d", "matterport"])
+@pytest.fixture(scope="module", params=["front3d", pytest.param("matterport", marks=pytest.mark.full)])
 def told(
     request: pytest.FixtureRequest, front3d_world: Path, matterport_world: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Store, Path]:

@@ -51,7 +51,7 @@ def experiment(name: str, raw: Path, results: Path, *more: str) -> ExperimentCon
     return read_spec(spec_text(name), settings, name)
 
 
-@pytest.fixture(scope="module", params=["front3d", "matterport"])
+@pytest.fixture(scope="module", params=["front3d", pytest.param("matterport", marks=pytest.mark.full)])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path, Trained]:
     """The source, a raw folder, a stage 1 checkpoint, and what stage 2 came to."""
     source, folder = request.param, tmp_path_factory.mktemp(request.param)

@@ -199,6 +199,7 @@ def test_a_label_map_and_generated_images_train_and_validation_has_the_loss_of_e
     assert {"class_id": 10, "class_name": "panel"} in names and 6 not in {row["class_id"] for row in names}
 
 
+@pytest.mark.full
 def test_two_processes_train_one_model(raw: Path, tmp_path: Path) -> None:
     more = ("train.num_gpus=2", "train.gpu_ids=[0,1]", "dataset.train.batch_size=1", "train.optim.max_steps=2")
     trained = run_training(experiment(raw, tmp_path, *more), silent, silent)

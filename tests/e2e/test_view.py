@@ -322,6 +322,7 @@ CONTEXTS = """
 """Remembers the graphics contexts of a page, so that a test can take them away."""
 
 
+@pytest.mark.full
 def test_a_graphics_context_that_is_lost_comes_back_with_everything_in_it(tab: Tab, tmp_path: Path) -> None:
     write_log(tmp_path / "log")
     metal = {"metal": PBRMaterial(diffuse_color=(0.9, 0.05, 0.05), metallic_value=1.0, roughness_value=0.3)}

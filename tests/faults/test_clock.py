@@ -74,6 +74,7 @@ def clock(tmp_path: Path) -> Clock:
     return made
 
 
+@pytest.mark.full
 def test_a_store_is_the_same_whatever_the_clock_says(
     clock: Clock, mill: Mill, small_store: Path, front3d_world: Path, tmp_path: Path
 ) -> None:

@@ -204,7 +204,7 @@ def test_copies_of_a_view_and_of_a_camera_are_told(copied: Path) -> None:
     }
     told = {failed.column: failed.what for failed in result.expected.failed}
     assert set(told) == {"digest", "views_of_camera"}
-    assert all(f"clock/{number}" in told["views_of_camera"] for number in (0, 1, 2, 6))
+    assert told["views_of_camera"].startswith("4 of") and sum(f"clock/{n}" in told["views_of_camera"] for n in (0, 1, 2, 6)) == 3
 
 
 def test_a_mended_folder_loses_its_old_findings(copied: Path, tmp_path: Path) -> None:

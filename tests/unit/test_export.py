@@ -107,6 +107,7 @@ def test_plugin_stands_in_the_graph_with_five_inputs(model: ExportModel, tmp_pat
     assert deformable.deformable_attention.__name__ == "deformable_attention"  # given back
 
 
+@pytest.mark.full
 def test_large_weights_lie_beside_the_graph_and_old_ones_go(
     model: ExportModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pxr import Sdf, Usd
+from pxr import Sdf, Tf, Usd
 
 from scenemill.schemas.errors import SourceError
 from scenemill.trainers.usd import appending as module
 from scenemill.trainers.usd.appending import appending
 from scenemill.trainers.usd.arrays import to_value
+from scenemill.trainers.usd.stages import open_grown
 
 HEAD = 88
 
@@ -137,12 +138,33 @@ def test_another_process_reads_whole_states_while_it_is_written(tmp_path: Path) 
     add(path, 0)
     with writer(path):
         while not states or (states[-1] < 400 and len(states) < 2000):
-            layer = Sdf.Layer.OpenAsAnonymous(str(path))
+            layer = open_grown(Sdf.Layer.OpenAsAnonymous, path)
             number = layer.ListAllTimeSamples()[-1]
             assert np.array_equal(np.array(layer.QueryTimeSample("/item.points", number)), points(int(number)))
             states.append(layer.GetNumTimeSamplesForPath("/item.points"))
             assert number == states[-1] - 1
     assert states == sorted(states) and states[-1] > states[0]
+
+
+def test_a_file_that_grows_while_it_is_opened_is_opened_again_and_a_broken_one_told(tmp_path: Path) -> None:
+    """As if usd-core had measured the file before an iteration was added, and looked for the structure after it."""
+    path, tries = tmp_path / "item.usd", [0]
+    add(path, 0)
+
+    def opened(name: str) -> "Sdf.Layer":
+        before = path.read_bytes()
+        if tries[0] < 2:
+            add(path, 1 + tries[0])
+            path.with_name("cut.usd").write_bytes(path.read_bytes()[: len(before)])
+            name = str(path.with_name("cut.usd"))
+        tries[0] += 1
+        return Sdf.Layer.OpenAsAnonymous(name)
+
+    assert open_grown(opened, path).GetNumTimeSamplesForPath("/item.points") == 3 and tries == [3]
+    broken = tmp_path / "broken.usd"
+    broken.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises((Tf.ErrorException, AttributeError)):
+        open_grown(Sdf.Layer.OpenAsAnonymous, broken).ListAllTimeSamples()
 
 
 def test_stages_held_in_this_process_see_what_was_added(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from os import PathLike
 
 from scenemill.schemas.errors import SourceError
-from scenemill.trainers.usd.stages import reading
+from scenemill.trainers.usd.stages import open_grown, reading
 
 
 def files_of(path: str | PathLike[str]) -> list[str]:
@@ -40,7 +40,7 @@ def up_axis_of(path: str | PathLike[str]) -> str:
     from pxr import Sdf
 
     with reading(path):
-        layer = Sdf.Layer.OpenAsAnonymous(os.fspath(path), metadataOnly=True)
+        layer = open_grown(lambda name: Sdf.Layer.OpenAsAnonymous(name, metadataOnly=True), path)
         if not layer:
             raise _unreadable(path)
         return "Z" if str(layer.pseudoRoot.GetInfo("upAxis")) == "Z" else "Y"

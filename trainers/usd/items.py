@@ -17,7 +17,7 @@ from scenemill.trainers.usd.meshes import ST
 from scenemill.trainers.usd.primvars import COLOR, SEMANTIC_ID
 from scenemill.trainers.usd.reading import is_pointcloud, is_voxelgrid, read_mesh, read_pointcloud, read_voxelgrid
 from scenemill.trainers.usd.records import MeshData, PointData, VoxelData
-from scenemill.trainers.usd.stages import ALONE, all_prims, open_stage, reading
+from scenemill.trainers.usd.stages import ALONE, all_prims, open_grown, open_stage, reading
 
 ATTRIBUTES: Final = {
     COLOR: "colors",
@@ -79,7 +79,7 @@ def summarise(path: Path) -> Summary:
 
     found: set[str] = set()
     with reading(path):
-        layer = Sdf.Layer.OpenAsAnonymous(str(path))  # the file as it is now, whoever else has it open
+        layer = open_grown(Sdf.Layer.OpenAsAnonymous, path)  # the file as it is now, whoever else has it open
         if not layer:
             raise SourceError("container", f"no readable USD file at {path}", "a USD file")
         layer.Traverse("/", lambda place: found.add(place.name) if place.IsPropertyPath() else None)

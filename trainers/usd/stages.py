@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
 
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.trainers.usd.arrays import to_value
+
+_T = TypeVar("_T")
+_TRIES: Final = 20
 
 ALONE: Final = threading.RLock()
 """Held by whoever reads or writes files of a log: all threads share what usd-core has open of a file, and it breaks, process and all,
@@ -40,6 +43,31 @@ def reading(path: str | PathLike[str]) -> Iterator[None]:
         except (Tf.ErrorException, Tf.CppException) as error:
             why = " ".join(str(error).split())[:200]
             raise SourceError("container", f"no readable USD file at {os.fspath(path)} ({why})", "a USD file") from error
+
+
+def open_grown(open_file: Callable[[str], _T], path: str | PathLike[str]) -> _T:
+    """Open a file that another process may be adding to: again, where it has grown meanwhile.
+
+    usd-core measures a file before it reads where in it the structure is; of a file that grew in between, the structure lies behind
+    the end that was measured.
+
+    Args:
+        open_file: opens a path; where that cannot be, gives None or raises ``Tf.ErrorException``.
+        path: of the file.
+    """
+    from pxr import Tf
+
+    for _ in range(_TRIES):
+        size_byte = os.stat(path).st_size
+        try:
+            found = open_file(os.fspath(path))
+        except Tf.ErrorException:
+            if os.stat(path).st_size == size_byte:
+                raise
+        else:
+            if found is not None or os.stat(path).st_size == size_byte:
+                return found
+    return open_file(os.fspath(path))
 
 
 def create_stage(file_path: str | PathLike[str], up_axis: str = "Y") -> Any:
@@ -108,8 +136,10 @@ def open_stage(file_or_stage: Any) -> Any:
     held = Sdf.Layer.Find(path)
     try:
         if held and not held.dirty:
-            held.Reload()  # usd-core keeps a layer as long as anyone has it, whatever becomes of its file
-        return Usd.Stage.Open(path)
+            open_grown(
+                lambda _: held.Reload(), path
+            )  # usd-core keeps a layer as long as anyone has it, whatever becomes of its file
+        return open_grown(Usd.Stage.Open, path)
     except Tf.ErrorException as error:
         raise SourceError("container", f"no readable USD file at {path} ({str(error).strip()[:200]})", "a USD file") from error
 
