@@ -2,9 +2,11 @@
 
 import errno
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 
 import scenemill
 from scenemill.pipelines import (
@@ -22,7 +24,8 @@ from scenemill.pipelines import (
 from scenemill.pipelines.cli_fit import fit
 from scenemill.pipelines.terminal import fail, leave, want
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
-from scenemill.schemas.places import NO_CREDENTIALS, has_credentials
+from scenemill.schemas.places import NO_CREDENTIALS, has_credentials, on_disk
+from scenemill.transforms.objects import place_of
 
 _INTERRUPTED: Final = 130  # of the shell, for a command that was stopped from the keyboard
 _RESUMED: Final = frozenset(("ingest", "train", "tune", "evaluate", "inference", "score", "fit", "demo"))
@@ -128,6 +131,31 @@ def _refuse_credentials() -> None:
             raise ConfigError(f"{word.partition('://')[0]}://...: {NO_CREDENTIALS}")
 
 
+class _Verb(TyperCommand):
+    """A verb that refuses a URI where it takes a path of this machine's disks alone: a URI is a path too, and would make folders."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As in the library.
+
+        Raises:
+            ConfigError: a URI where none is taken.
+        """
+        rest = super().parse_args(ctx, args)
+        for value in ctx.params.values():
+            for path in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(path, Path):
+                    on_disk(place_of(path))
+        return rest
+
+
+def _keep_paths_on_disks(shown: typer.Typer) -> None:
+    for registered in shown.registered_commands:
+        registered.cls = _Verb
+    for group in shown.registered_groups:
+        if group.typer_instance is not None:
+            _keep_paths_on_disks(group.typer_instance)
+
+
 _PANELS: Final = {
     "Data": "synth convert-views plan ingest validate verify show versions clean runs",
     "Batches": "bench-loader order",
@@ -169,6 +197,7 @@ for group in (
     group.register(app)
 app.command()(fit)
 _sort_into_panels(app)
+_keep_paths_on_disks(app)
 
 if __name__ == "__main__":
     main()

@@ -186,21 +186,37 @@ def _write_note(folder: Path, note: dict[str, Any]) -> None:
 
 
 def _fetch(place: Remote, folder: Path, links: dict[str, str]) -> None:
-    """Make the folder what the place holds."""
-    remove(folder)
-    make_folder(folder)
+    """Make the folder what the place holds. What was not sent from it, as another machine went on without it, is put aside."""
+    fetched = folder.with_name(
+        f"{folder.name}.fetched"
+    )  # whole, or not the folder: what is half fetched looks as if it were unsent
+    remove(fetched)
+    make_folder(fetched)
     found = {path.below(place): path for path in place.walk()}
     wanted = {name: path for name, path in found.items() if _is_sent(name)}
     for name in wanted:
-        _inside(folder, name).parent.mkdir(parents=True, exist_ok=True)
+        _inside(fetched, name).parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_SENDERS) as pool:
-        list(pool.map(lambda name: wanted[name].fetch(folder / name), wanted))
+        list(pool.map(lambda name: wanted[name].fetch(fetched / name), wanted))
     for name, target in links.items():
-        link = _inside(folder, name)
-        _inside(folder, str(Path(name).parent / target))
+        link = _inside(fetched, name)
+        _inside(fetched, str(Path(name).parent / target))
         link.unlink(missing_ok=True)
         link.symlink_to(target)
-    _write_note(folder, {"runs": [], "sent": {name: _stamp(folder / name) for name in wanted}})
+    _write_note(fetched, {"runs": [], "sent": {name: _stamp(fetched / name) for name in wanted}})
+    if folder.is_dir() and _has_unsent(folder):
+        aside = folder.with_name(f"{folder.name}.unsent-{uuid4().hex[:8]}")
+        folder.rename(aside)
+        print(f"{place}: another machine went on; what was not sent from this one is in {aside}", file=sys.stderr, flush=True)
+    remove(folder)
+    fetched.rename(folder)
+
+
+def _has_unsent(folder: Path) -> bool:
+    """Whether a folder holds what its place does not, as far as this machine knows."""
+    files, _ = _list(folder)
+    sent = _read_note(folder)["sent"]
+    return any(sent.get(name) != stamp for name, stamp in files.items())
 
 
 def _is_sent(name: str) -> bool:

@@ -20,7 +20,7 @@ pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[ser
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import torch
 from gcs_double import gcs_service
-from object_services import SECRET, Fault, Proxy, environment, make_bucket, proxy, s3_service, use
+from object_services import SECRET, Fault, Proxy, environment, make_bucket, s3_service, use, used_by_proxy
 from typer.testing import CliRunner
 
 from scenemill.pipelines.cli import app
@@ -53,10 +53,8 @@ def service() -> Iterator[str]:
 
 @pytest.fixture
 def net(service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
-    with proxy(service) as between:
-        use(monkeypatch, between.url)
+    with used_by_proxy(monkeypatch, service) as between:
         yield between
-    object_clients._connect.cache_clear()
 
 
 @pytest.fixture

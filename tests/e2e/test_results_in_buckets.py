@@ -16,8 +16,7 @@ pytest.importorskip("obstore", reason="obstore is not installed: pip install 'sc
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from gcs_double import gcs_service
-from object_services import SECRET, Fault, Proxy, environment, make_bucket, proxy, s3_service, use
+from object_services import SECRET, Fault, Proxy, both_services, environment, used_by_proxy
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 from typer.testing import CliRunner
 
@@ -36,7 +35,6 @@ from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.fit import FitConfig
 from scenemill.schemas.places import Place, Remote
-from scenemill.transforms import object_clients
 from scenemill.transforms.objects import place_of
 
 pytestmark = pytest.mark.full  # short forms of all but the loop itself are in tests/unit/test_mirrored.py
@@ -55,9 +53,8 @@ SIZES: Final = (
 
 @pytest.fixture(scope="module")
 def services() -> Iterator[dict[str, str]]:
-    with s3_service() as s3, gcs_service("mill") as gs:
-        make_bucket(s3, "mill")
-        yield {"s3": s3, "gs": gs}
+    with both_services("mill") as found:
+        yield found
 
 
 @pytest.fixture(params=["s3", "gs"])
@@ -68,10 +65,8 @@ def scheme(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def net(services: dict[str, str], scheme: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
     monkeypatch.setenv("SCENEMILL_CACHE", str(tmp_path / "cache"))
-    with proxy(services[scheme]) as between:
-        use(monkeypatch, between.url)
+    with used_by_proxy(monkeypatch, services[scheme]) as between:
         yield between
-    object_clients._connect.cache_clear()
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ pytest.importorskip("obstore", reason="obstore is not installed: pip install 'sc
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from gcs_double import gcs_service
-from object_services import SECRET, Fault, Proxy, make_bucket, proxy, s3_service, use
+from object_services import SECRET, Fault, Proxy, both_services, used_by_proxy
 from test_tables_delta import rows_of
 from typer.testing import CliRunner
 
@@ -33,9 +32,8 @@ NAMES = "SELECT DISTINCT run FROM scores WHERE run NOT LIKE 'published/%' ORDER 
 
 @pytest.fixture(scope="module")
 def services() -> Iterator[dict[str, str]]:
-    with s3_service() as s3, gcs_service("mill") as gs:
-        make_bucket(s3, "mill")
-        yield {"s3": s3, "gs": gs}
+    with both_services("mill") as found:
+        yield found
 
 
 @pytest.fixture(params=["s3", "gs"])
@@ -45,8 +43,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def net(services: dict[str, str], scheme: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with proxy(services[scheme]) as between:
-        use(monkeypatch, between.url)
+    with used_by_proxy(monkeypatch, services[scheme]) as between:
         nobody = {
             "gcs_base_url": between.url,
             "disable_oauth": True,
@@ -56,7 +53,6 @@ def net(services: dict[str, str], scheme: str, monkeypatch: pytest.MonkeyPatch) 
         }
         monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(nobody))
         yield between
-    object_clients._connect.cache_clear()
 
 
 @pytest.fixture

@@ -154,6 +154,15 @@ def test_a_secret_is_not_repeated_by_whoever_refuses_it(
             assert MARK not in re.sub(r"\s", "", said), f"{verb} {case}: {said}"
 
 
+def test_a_passphrase_may_look_like_an_address(
+    planted: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = "encryption_key=a://word@b"
+    assert load_spec(None, [given]).encryption_key == "a://word@b"
+    code, said = said_by(["train", "-e", "nothing.yaml", given], capfd, monkeypatch)
+    assert code == 2 and "nothing.yaml: no such file" in said and "word" not in said
+
+
 @pytest.mark.parametrize("name", ["place", "spec", "override", "schedule", "job"])
 def test_a_secret_in_an_address_gets_nowhere_from_python_either(name: str, planted: Path) -> None:
     with pytest.raises(SceneMillError, match=r"a user or a password") as told:

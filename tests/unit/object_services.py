@@ -50,6 +50,16 @@ def s3_service() -> Iterator[str]:
             server.kill()
 
 
+@contextmanager
+def both_services(bucket: str) -> Iterator[dict[str, str]]:
+    """S3 and Google Cloud Storage, each with an empty bucket; scheme -> URL."""
+    from gcs_double import gcs_service
+
+    with s3_service() as s3, gcs_service(bucket) as gs:
+        make_bucket(s3, bucket)
+        yield {"s3": s3, "gs": gs}
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -184,6 +194,17 @@ def proxy(upstream: str) -> Iterator[Proxy]:
             held.ended.set()
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def used_by_proxy(monkeypatch: Any, upstream: str) -> Iterator[Proxy]:
+    """Point this process to a proxy in front of a service, until the end of the block."""
+    from scenemill.transforms import object_clients
+
+    with proxy(upstream) as between:
+        use(monkeypatch, between.url)
+        yield between
+    object_clients._connect.cache_clear()
 
 
 def use(monkeypatch: Any, url: str, timeout_s: int = 300) -> None:

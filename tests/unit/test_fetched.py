@@ -10,7 +10,7 @@ pytest.importorskip("obstore", reason="obstore is not installed: pip install 'sc
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
 sys.path.insert(0, str(Path(__file__).parent))
-from object_services import SECRET, Proxy, make_bucket, proxy, s3_service, use
+from object_services import SECRET, Proxy, make_bucket, s3_service, used_by_proxy
 
 from scenemill.pipelines.fetched import with_fetched
 from scenemill.pipelines.specs import read_spec, spec_text
@@ -18,7 +18,6 @@ from scenemill.pipelines.training import begun
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.places import Remote
-from scenemill.transforms import object_clients
 from scenemill.transforms.objects import place_of
 
 
@@ -32,10 +31,8 @@ def service() -> Iterator[str]:
 @pytest.fixture
 def net(service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
     monkeypatch.setenv("SCENEMILL_CACHE", str(tmp_path / "cache"))
-    with proxy(service) as between:
-        use(monkeypatch, between.url)
+    with used_by_proxy(monkeypatch, service) as between:
         yield between
-    object_clients._connect.cache_clear()
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ pytest.importorskip("obstore", reason="obstore is not installed: pip install 'sc
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gcs_double import gcs_service
-from object_services import SECRET, Fault, Proxy, environment, make_bucket, proxy, s3_service, use
+from object_services import SECRET, Fault, Proxy, both_services, environment, used_by_proxy
 
 from scenemill.pipelines.mirrored import OWNER, Results, results_at
 from scenemill.schemas.errors import ConfigError, Conflict, TransientError
@@ -40,9 +39,8 @@ with results_at(place_of(sys.argv[1]), Path(sys.argv[2])) as results:
 
 @pytest.fixture(scope="module")
 def services() -> Iterator[dict[str, str]]:
-    with s3_service() as s3, gcs_service("mill") as gs:
-        make_bucket(s3, "mill")
-        yield {"s3": s3, "gs": gs}
+    with both_services("mill") as found:
+        yield found
 
 
 @pytest.fixture(params=["s3", pytest.param("gs", marks=pytest.mark.full)])
@@ -52,10 +50,8 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def net(services: dict[str, str], scheme: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with proxy(services[scheme]) as between:
-        use(monkeypatch, between.url)
+    with used_by_proxy(monkeypatch, services[scheme]) as between:
         yield between
-    object_clients._connect.cache_clear()
 
 
 @pytest.fixture
@@ -150,6 +146,27 @@ def test_results_of_a_service_that_stays_away_are_kept_and_sent_by_the_next_run(
     with results_at(place, tmp_path) as results:
         assert (results.folder / "model_latest.pth").read_bytes() == WHOLE["model_3.pth"]
     assert held_by(place) == WHOLE
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_another_machine_went_on_without_is_put_aside(
+    place: Remote, net: Proxy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    away = Fault("PUT", "model_", "slow down", times=1000)
+    with pytest.raises(TransientError), results_at(place, tmp_path / "one") as first:
+        net.faults.append(away)
+        go_on(first, 2)
+    away.times = 0
+    with results_at(place, tmp_path / "two") as second:
+        go_on(second)
+    for _ in range(2):
+        with results_at(place, tmp_path / "one") as third:
+            assert (third.folder / "model_latest.pth").read_bytes() == WHOLE["model_3.pth"]
+    (aside,) = first.folder.parent.glob("*.unsent-*")
+    assert (aside / "model_2.pth").read_bytes() == WHOLE["model_2.pth"] and str(aside) in capfd.readouterr().err
+    assert {name: data for name, data in held_by(place).items() if "log" not in name} == {
+        name: data for name, data in WHOLE.items() if "log" not in name
+    }
 
 
 @pytest.mark.full

@@ -21,8 +21,7 @@ pytest.importorskip("obstore", reason="obstore is not installed: pip install 'sc
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gcs_double import gcs_service
-from object_services import SECRET, Fault, Proxy, make_bucket, proxy, s3_service, use
+from object_services import SECRET, Fault, Proxy, both_services, proxy, use, used_by_proxy
 
 from scenemill.schemas.errors import ConfigError, Conflict, TransientError
 from scenemill.schemas.places import Remote
@@ -36,9 +35,8 @@ from scenemill.transforms.ranges import RemoteRanges
 
 @pytest.fixture(scope="module")
 def services() -> Iterator[dict[str, str]]:
-    with s3_service() as s3, gcs_service("mill") as gs:
-        make_bucket(s3, "mill")
-        yield {"s3": s3, "gs": gs}
+    with both_services("mill") as found:
+        yield found
 
 
 @pytest.fixture(params=["s3", "gs"])
@@ -48,10 +46,8 @@ def scheme(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def net(services: dict[str, str], scheme: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with proxy(services[scheme]) as between:
-        use(monkeypatch, between.url)
+    with used_by_proxy(monkeypatch, services[scheme]) as between:
         yield between
-    object_clients._connect.cache_clear()
 
 
 @pytest.fixture

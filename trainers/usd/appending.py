@@ -1,5 +1,8 @@
 """Opening a USD file to add to it, so that whoever reads meanwhile, or after a crash, finds the file as it was or as it is now.
 
+One moment is left: usd-core measures a file before it reads the head. Where the file grew in between, it says that the file is cut off;
+opened again, it is whole. ``stages.open_grown`` does so.
+
 A binary USD file holds values, and after them the tables that find them: the structure. Its first bytes, the head, say where the
 structure is. usd-core adds to a file in place: it puts new values over the structure that it has read, a new structure after them, and
 then a new head. A reader who comes in between, or after a kill, finds values where the head sends him for the structure.

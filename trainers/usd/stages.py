@@ -135,10 +135,8 @@ def open_stage(file_or_stage: Any) -> Any:
         raise SourceError("missing", f"no file {path}", "a USD file")
     held = Sdf.Layer.Find(path)
     try:
-        if held and not held.dirty:
-            open_grown(
-                lambda _: held.Reload(), path
-            )  # usd-core keeps a layer as long as anyone has it, whatever becomes of its file
+        if held and not held.dirty:  # usd-core keeps a layer as long as anyone has it, whatever becomes of its file
+            open_grown(lambda _: held.Reload(), path)
         return open_grown(Usd.Stage.Open, path)
     except Tf.ErrorException as error:
         raise SourceError("container", f"no readable USD file at {path} ({str(error).strip()[:200]})", "a USD file") from error
