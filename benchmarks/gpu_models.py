@@ -1,8 +1,9 @@
 """The networks' part of the GPU check: sparse layers against the CPU, and training steps of both stages at full size."""
 
+import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -70,8 +71,14 @@ def stage1_config(device: torch.device) -> ModelConfig:
     return ModelConfig(backbone=narrow)
 
 
-def bench_stage1(device: torch.device) -> None:
-    """A training step of stage 1, images and targets on the device already: fp32, bf16, and bf16 compiled; losses must agree."""
+def bench_compiled(device: torch.device) -> None:
+    """The same step of stage 1, compiled: last of all, since compiling takes minutes."""
+    if device.type == "cuda":
+        bench_stage1(device, ("bf16 compiled",))
+
+
+def bench_stage1(device: torch.device, kinds: Sequence[str] = ("fp32", "bf16")) -> None:
+    """A training step of stage 1, images and targets on the device already; losses must agree with those of fp32."""
     if find_spec("scipy") is None:
         print("stage 1 step: not run, matching masks needs scipy")
         return
@@ -100,11 +107,10 @@ def bench_stage1(device: torch.device) -> None:
         total.backward()
         return float(total.detach())
 
-    kinds: list[tuple[str, Any, bool]] = [("fp32", model, False), ("bf16", model, True)]
-    if device.type == "cuda":
-        kinds.append(("bf16 compiled", torch.compile(model), True))
     expected = step(model, False)
-    for name, network, half in kinds:
+    for name in kinds:
+        network: Any = torch.compile(model) if name.endswith("compiled") else model
+        half = name.startswith("bf16")
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         loss = step(network, half)
@@ -142,16 +148,17 @@ def bench_sparse(device: torch.device) -> None:
     for name, layer in layers.items():
         found = {}
         for place in (torch.device("cpu"), device):
-            layer.to(place).zero_grad(set_to_none=True)
-            given = features.to(place).requires_grad_()
-            out = layer(sparse_tensor(coords.to(place), given, stride=2))
+            there = copy.deepcopy(layer).to(place)
+            given = features.to(place, copy=True).requires_grad_()
+            out = there(sparse_tensor(coords.to(place), given, stride=2))
             out.features.square().sum().backward()
-            gradients = [held.grad.cpu() for held in (given, *layer.parameters()) if held.grad is not None]
+            gradients = [held.grad.cpu() for held in (given, *there.parameters()) if held.grad is not None]
             found[place.type] = [out.features.detach().cpu(), *gradients]
-        for there, here in zip(found[device.type], found["cpu"], strict=True):
-            if not torch.allclose(there, here, rtol=1e-3, atol=1e-3 * float(here.abs().max())):
-                raise SystemExit(f"{name}: differs from the CPU by {float((there - here).abs().max())}")
-        moved = (coords.to(device), features.to(device).requires_grad_())
+        for one, other in zip(found[device.type], found["cpu"], strict=True):
+            if not torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max())):
+                raise SystemExit(f"{name}: differs from the CPU by {float((one - other).abs().max())}")
+        layer.to(device)
+        moved = (coords.to(device), features.to(device, copy=True).requires_grad_())
 
         def run(layer: Any = layer, moved: Any = moved) -> None:
             layer(sparse_tensor(moved[0], moved[1], stride=2)).features.square().sum().backward()

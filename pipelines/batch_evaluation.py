@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scenemill.pipelines.checkpoints import Checkpoint, find_checkpoints
-from scenemill.pipelines.evaluation import Bench, Evaluated, evaluate_checkpoint, kpi_of, make_bench, refuse_nodes
-from scenemill.pipelines.folder import OnProgress
+from scenemill.pipelines.evaluation import Bench, Evaluated, evaluate_checkpoint, kpi_of, make_bench
+from scenemill.pipelines.progress import OnProgress
 from scenemill.pipelines.tables import read_table
-from scenemill.pipelines.training import begun
+from scenemill.pipelines.training import begun, refuse_nodes
 from scenemill.schemas.errors import NotPublished
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.places import Place

@@ -138,8 +138,8 @@ def inference(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict again what has a prediction.")] = False,
 ) -> None:
     """Predict from a folder of images: panoptic map, depth and a picture of each. One bad image never ends the run."""
-    from scenemill.pipelines.evaluation import run_inference
     from scenemill.pipelines.progress import log_lines
+    from scenemill.pipelines.training import run_inference
 
     config = _load(spec, overrides, "inference")
     typer.echo(run_inference(config, log_lines, overwrite=overwrite))

@@ -14,8 +14,8 @@ from typing import Final
 import pyarrow as pa
 
 from scenemill.pipelines.evaluation import run_evaluation
-from scenemill.pipelines.folder import OnProgress
 from scenemill.pipelines.ingest import ingest
+from scenemill.pipelines.progress import OnProgress
 from scenemill.pipelines.query import query
 from scenemill.pipelines.specs import read_spec, spec_text
 from scenemill.pipelines.training import run_training

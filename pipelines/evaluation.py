@@ -1,4 +1,4 @@
-"""What is done with a trained model: evaluated into the metric tables, run over images."""
+"""A trained model into the metric tables: the test split predicted and scored."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,12 @@ import pyarrow as pa
 
 import scenemill
 from scenemill.pipelines.checkpoints import Checkpoint, find_checkpoints, names_several
-from scenemill.pipelines.folder import OnProgress, no_progress
-from scenemill.pipelines.inference import Inferred, Share, infer_folder, infer_store, join_outcomes
+from scenemill.pipelines.inference import Inferred, Share, infer_store, join_outcomes
 from scenemill.pipelines.mirrored import Results
+from scenemill.pipelines.progress import OnProgress, no_progress
 from scenemill.pipelines.score import SCORING, ScoreConfig, score
 from scenemill.pipelines.specs import resolved
-from scenemill.pipelines.training import Samples, begun, find_samples, load_model
+from scenemill.pipelines.training import Samples, begun, find_samples, load_model, refuse_nodes
 from scenemill.schemas.dataset import SplitConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
@@ -236,47 +236,3 @@ def _judge(config: ExperimentConfig, losses: list[float], device: str) -> Callab
         return stage.compare(criterion, output, batch, config, generator)
 
     return lambda batch, output: losses.extend(image_losses(compare, output, batch))
-
-
-def run_inference(config: ExperimentConfig, on_progress: OnProgress, *, overwrite: bool = False) -> str:
-    """Predict a folder of images.
-
-    Returns:
-        What it came to, in a line.
-
-    Raises:
-        ConfigError: no checkpoint, no images, or weights that do not fit.
-    """
-    held = config.inference
-    refuse_nodes("inference", held.num_nodes)
-    if not held.images_dir:
-        raise ConfigError("inference.images_dir is empty: name a folder of .jpg or .png images")
-    with begun(config, "inference") as results:
-        predict = partial(_infer_share, config, results.folder, on_progress, overwrite)
-        done = join_outcomes(run_on_devices(predict, held.num_gpus, held.gpu_ids))
-    figures = f"{done.count('written')} written, {done.count('skipped')} there already, {done.count('failed')} failed"
-    failures = "".join(f"\n{failure.image}: {failure.reason}" for failure in done.failures)
-    passed = f"\npassed over, not *.jpg or *.png: {', '.join(done.passed_over)}" if done.passed_over else ""
-    return f"{len(done.facts)} images: {figures}; in {results.place}{failures}{passed}"
-
-
-def _infer_share(
-    config: ExperimentConfig, folder: Path, on_progress: OnProgress, overwrite: bool, number: int, of_all: int, device: str
-) -> Inferred:
-    """Predict one of several shares of a folder."""
-    model = load_model(config, config.inference.checkpoint, "inference", device)
-    images, told = Path(config.inference.images_dir), no_progress if number else on_progress
-    return infer_folder(config, model, images, folder, told, overwrite=overwrite, share=Share(number, of_all))
-
-
-def refuse_nodes(action: str, count: int) -> None:
-    """Refuse several machines for what one alone does.
-
-    Raises:
-        ConfigError: there are several.
-    """
-    if count > 1:
-        raise ConfigError(
-            f"{action}.num_nodes={count}: allowed is 1. On several machines predict a folder each, or run the Beam pipeline of "
-            "scenemill.pipelines.run_inference"
-        )

@@ -1,7 +1,7 @@
 """A raw folder, listed and summed: what ``plan``, ``validate`` and ``ingest`` all begin with."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Final
 import pyarrow as pa
 
 from scenemill.pipelines.examine import read_frustum
+from scenemill.pipelines.progress import OnProgress
 from scenemill.pipelines.runners import run_groups
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError
@@ -25,13 +26,6 @@ LIST_CHECKS: Final = ("list", "unlisted", "duplicate", "split_overlap", "frustum
 """Checks of the folder as a whole: judged anew in every run."""
 
 _SUM_GROUP: Final = 64
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
-
-
-def no_progress(doing: str, done: int, total: int) -> None:
-    """For callers who do not watch."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from scenemill.pipelines.folder import OnProgress, no_progress, read_folder
+from scenemill.pipelines.folder import read_folder
 from scenemill.pipelines.ingest import build_part
 from scenemill.pipelines.plan import make_plan, open_base
+from scenemill.pipelines.progress import OnProgress, no_progress
 from scenemill.schemas.config import IngestConfig
 from scenemill.transforms import sums
 from scenemill.transforms.parts import PartPlan, read_receipt

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scenemill.pipelines.folder import OnProgress, no_progress
 from scenemill.pipelines.photos import read_image
 from scenemill.pipelines.prediction_view import POINTS, SURFACE, draw_meshes, draw_points, draw_view, to_png
 from scenemill.pipelines.predictions import Prediction, folder_of, write_prediction
+from scenemill.pipelines.progress import OnProgress, no_progress
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.labels import LABELS, Label

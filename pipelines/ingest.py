@@ -13,14 +13,13 @@ from scenemill.pipelines.examine import checks_of, examine, read_frustum
 from scenemill.pipelines.folder import (
     LIST_CHECKS,
     Folder,
-    OnProgress,
     folder_findings,
-    no_progress,
     read_folder,
     sort_findings,
     with_splits,
 )
 from scenemill.pipelines.plan import Plan, make_plan, open_base
+from scenemill.pipelines.progress import OnProgress, no_progress
 from scenemill.pipelines.runner_options import LOCAL, RunnerConfig
 from scenemill.pipelines.runners import run_groups
 from scenemill.pipelines.runs import Run

@@ -12,9 +12,16 @@ from scenemill.pipelines.terminal import console_of, is_quiet
 if TYPE_CHECKING:
     from scenemill.trainers.train import Step
 
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
 _EVERY_S = 10.0
 
 _last: dict[str, float] = {}
+
+
+def no_progress(doing: str, done: int, total: int) -> None:
+    """For callers who do not watch."""
 
 
 @contextmanager

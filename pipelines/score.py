@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from scenemill.pipelines.checkpoints import Checkpoint
-from scenemill.pipelines.folder import OnProgress, no_progress
 from scenemill.pipelines.predictions import Prediction, folder_of, read_prediction
-from scenemill.pipelines.runners import run_groups
+from scenemill.pipelines.progress import OnProgress, no_progress
 from scenemill.pipelines.tables import append_run
 from scenemill.schemas.errors import ConfigError, Corrupt, SourceError
 from scenemill.schemas.labels import BUILT_IN, LabelMap
@@ -98,6 +97,8 @@ def score(config: ScoreConfig, on_progress: OnProgress = no_progress) -> Scored:
         SourceError: a prediction cannot be read: what is wrong with it, and which.
         Corrupt: the metrics of this installation fail their own cases.
     """
+    from scenemill.pipelines.runners import run_groups  # loads Beam
+
     check_metrics()
     store = open_store(config.store, config.version or None)
     keys = store.keys_of(config.split) if config.split else store.keys

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from scenemill.pipelines.folder import OnProgress, no_progress
+from scenemill.pipelines.progress import OnProgress, no_progress
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import VIEWS
 from scenemill.transforms.view_objects import OBJECTS, make_object, write_obj

@@ -5,14 +5,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from scenemill.pipelines.folder import OnProgress
-from scenemill.pipelines.ingest import ingest
+from scenemill.pipelines.inference import Inferred, Share, infer_folder, join_outcomes
 from scenemill.pipelines.mirrored import Results, results_at
+from scenemill.pipelines.progress import OnProgress, no_progress
 from scenemill.pipelines.specs import resolved
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.dataset import SplitConfig
@@ -20,6 +21,7 @@ from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig, results_folder
 from scenemill.schemas.places import Place, Remote
 from scenemill.trainers.batches import SceneDataset
+from scenemill.trainers.devices import run_on_devices
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
 from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
 from scenemill.trainers.nvpanoptix3d.weights import load_all
@@ -67,6 +69,8 @@ def find_samples(config: ExperimentConfig, split: str, on_progress: OnProgress) 
     if (base / "zarr.json").is_file():
         return Samples(base, name)
     where = base.resolve() if isinstance(base, Path) else base
+    from scenemill.pipelines.ingest import ingest  # needs Beam, which a machine that trains from a store need not have
+
     store = cache_folder() / hashlib.sha256(f"{config.dataset.name}:{where}".encode()).hexdigest()[:16]
     with _alone(store, on_progress):
         ingest(IngestConfig(config.dataset.name, base, store, splits=_lists(config, held.base_dir)), on_progress)
@@ -168,3 +172,47 @@ def load_model(config: ExperimentConfig, checkpoint: str, action: str, device: A
     load_all(model, Path(checkpoint), config.encryption_key or "")
     model.to(device).eval()
     return model
+
+
+def run_inference(config: ExperimentConfig, on_progress: OnProgress, *, overwrite: bool = False) -> str:
+    """Predict a folder of images.
+
+    Returns:
+        What it came to, in a line.
+
+    Raises:
+        ConfigError: no checkpoint, no images, or weights that do not fit.
+    """
+    held = config.inference
+    refuse_nodes("inference", held.num_nodes)
+    if not held.images_dir:
+        raise ConfigError("inference.images_dir is empty: name a folder of .jpg or .png images")
+    with begun(config, "inference") as results:
+        predict = partial(_infer_share, config, results.folder, on_progress, overwrite)
+        done = join_outcomes(run_on_devices(predict, held.num_gpus, held.gpu_ids))
+    figures = f"{done.count('written')} written, {done.count('skipped')} there already, {done.count('failed')} failed"
+    failures = "".join(f"\n{failure.image}: {failure.reason}" for failure in done.failures)
+    passed = f"\npassed over, not *.jpg or *.png: {', '.join(done.passed_over)}" if done.passed_over else ""
+    return f"{len(done.facts)} images: {figures}; in {results.place}{failures}{passed}"
+
+
+def _infer_share(
+    config: ExperimentConfig, folder: Path, on_progress: OnProgress, overwrite: bool, number: int, of_all: int, device: str
+) -> Inferred:
+    """Predict one of several shares of a folder."""
+    model = load_model(config, config.inference.checkpoint, "inference", device)
+    images, told = Path(config.inference.images_dir), no_progress if number else on_progress
+    return infer_folder(config, model, images, folder, told, overwrite=overwrite, share=Share(number, of_all))
+
+
+def refuse_nodes(action: str, count: int) -> None:
+    """Refuse several machines for what one alone does.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    if count > 1:
+        raise ConfigError(
+            f"{action}.num_nodes={count}: allowed is 1. On several machines predict a folder each, or run the Beam pipeline of "
+            "scenemill.pipelines.run_inference"
+        )

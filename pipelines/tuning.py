@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from scenemill.pipelines.evaluation import run_evaluation
-from scenemill.pipelines.folder import OnProgress
 from scenemill.pipelines.mirrored import Results, results_at
+from scenemill.pipelines.progress import OnProgress
 from scenemill.pipelines.specs import read_spec, resolved
 from scenemill.pipelines.training import cache_folder, run_training
 from scenemill.schemas.errors import ConfigError

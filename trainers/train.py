@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -255,10 +256,12 @@ class _Run:
         torch.manual_seed(seed)
         generator = torch.Generator(self.fabric.device).manual_seed(seed)
         total, losses = self.learner(Lesson(batch, generator))
-        if not torch.isfinite(total):
-            told = ", ".join(f"{name} {float(loss):g}" for name, loss in losses.items() if not torch.isfinite(loss))
-            raise ArithmeticError(f"step {self.step}: the loss is not finite ({told}); samples {', '.join(batch.keys)}")
         self.fabric.backward(total)
+        values = torch.stack([total, *losses.values()]).tolist()  # a GPU is waited for once
+        found = dict(zip(("train_loss", *losses), values, strict=True))
+        if not isfinite(found["train_loss"]):
+            told = ", ".join(f"{name} {loss:g}" for name, loss in found.items() if name in losses and not isfinite(loss))
+            raise ArithmeticError(f"step {self.step}: the loss is not finite ({told}); samples {', '.join(batch.keys)}")
         self._clip()
         self.whole = False
         self.optimizer.step()
@@ -266,7 +269,7 @@ class _Run:
         self.step, self.place = self.step + 1, self.loader.state
         self.whole = True
         reached("step taken")
-        return {"train_loss": float(total.detach()), **{name: float(loss.detach()) for name, loss in losses.items()}}
+        return found
 
     def _clip(self) -> None:
         held = self.config.train

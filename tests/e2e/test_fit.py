@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from scenemill.pipelines.fitting import FitJob, choose_views, run_fit
-from scenemill.pipelines.folder import no_progress
 from scenemill.pipelines.ingest import ingest
+from scenemill.pipelines.progress import no_progress
 from scenemill.pipelines.query import query
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError

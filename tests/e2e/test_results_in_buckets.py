@@ -21,15 +21,15 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from typer.testing import CliRunner
 
 from scenemill.pipelines.cli import app
-from scenemill.pipelines.evaluation import run_evaluation, run_inference
+from scenemill.pipelines.evaluation import run_evaluation
 from scenemill.pipelines.fetched import with_fetched
 from scenemill.pipelines.fitting import FitJob, run_fit
-from scenemill.pipelines.folder import no_progress
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.mirrored import OWNER
+from scenemill.pipelines.progress import no_progress
 from scenemill.pipelines.specs import read_spec, spec_text
 from scenemill.pipelines.tables import read_table
-from scenemill.pipelines.training import run_training
+from scenemill.pipelines.training import run_inference, run_training
 from scenemill.pipelines.tuning import tune
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.experiment import ExperimentConfig

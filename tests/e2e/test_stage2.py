@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from scenemill.pipelines.evaluation import run_evaluation, run_inference
+from scenemill.pipelines.evaluation import run_evaluation
 from scenemill.pipelines.inference import FILES, VOLUME_FILES
 from scenemill.pipelines.predictions import class_volume, read_prediction
 from scenemill.pipelines.query import query
 from scenemill.pipelines.specs import read_spec, spec_text
-from scenemill.pipelines.training import run_training
+from scenemill.pipelines.training import run_inference, run_training
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.batches import SceneDataset, SceneLoader

@@ -18,7 +18,7 @@ from scenemill.pipelines import batch_evaluation, evaluation
 from scenemill.pipelines.batch_evaluation import run_evaluations
 from scenemill.pipelines.checkpoints import Checkpoint
 from scenemill.pipelines.evaluation import Bench, Evaluated, digest_settings, kpi_of, run_evaluation
-from scenemill.pipelines.folder import OnProgress, no_progress
+from scenemill.pipelines.progress import OnProgress, no_progress
 from scenemill.pipelines.specs import read_spec, spec_text
 from scenemill.pipelines.tables import append_run, read_table
 from scenemill.pipelines.training import Samples

@@ -223,6 +223,7 @@ def randomness_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cuda.enable_flash_sdp(flags[2])
     cuda.enable_mem_efficient_sdp(flags[3])
     torch.use_deterministic_algorithms(strict, warn_only=warns)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("randomness_as_before")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from scenemill.pipelines.cli import app
-from scenemill.pipelines.folder import no_progress
 from scenemill.pipelines.ingest import ingest
+from scenemill.pipelines.progress import no_progress
 from scenemill.pipelines.run_page import STAGES, runs_page
 from scenemill.schemas.config import IngestConfig
 from scenemill.transforms.store import Store, open_store
