@@ -70,6 +70,14 @@ def test_errors_that_are_meant_come_back_as_they_are(reader: UsdReader, file: Pa
     assert reader.verdict(file) == "" and reader.ask(tasks.process, file) == before
 
 
+def test_an_answer_orders_nothing(reader: UsdReader, file: Path) -> None:
+    with pytest.raises(SourceError, match=r"no readable USD file at .*good\.usd"):
+        reader.ask(tasks.order, file)
+    assert not file.with_suffix(".done").exists()
+    tasks.order(file).__reduce__()[0](file.with_suffix(".done"))
+    assert file.with_suffix(".done").is_dir()  # it would have been carried out
+
+
 def test_a_file_that_ends_its_reader_is_told_and_not_read_again_until_it_changes(reader: UsdReader, file: Path) -> None:
     bad = sibling(file, "bad.usd", b"bad")
     asked_before = reader.ask(tasks.process, file)
@@ -132,7 +140,7 @@ def test_an_interrupted_question_leaves_no_answer_for_the_next(
     reader = UsdReader(TASKS)
     assert reader.ask(tasks.size, file) == 4
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("scenemill.pipelines.view_reading.pickle.load", interrupt)
+        patch.setattr("scenemill.pipelines.view_reading._Answers.load", interrupt)
         reader.ask(tasks.given, file)
     assert reader.ask(tasks.size, file) == 4
     reader.close()

@@ -56,6 +56,20 @@ def stumble(path: Path) -> None:
     raise IndexError("list index out of range")
 
 
+class Order:
+    """What a file that has taken the reader over may answer: an order to the process that asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder = str(path.with_suffix(".done"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
+
+
+def order(path: Path) -> Order:
+    return Order(path)
+
+
 def refuse(path: Path) -> None:
     raise ConfigError("no such item; give another")
 
