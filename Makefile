@@ -12,6 +12,7 @@ setup: .venv/ready
 
 .venv/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "torch>=2.6,<=2.13.0"
 	$(BIN)/pip install --quiet --editable ".[ingest,dask,gcp,train,tables,view,schedule,jobs,docs,dev]"
 	touch .venv/ready
