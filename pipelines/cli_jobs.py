@@ -38,7 +38,9 @@ def serve_jobs(
     port: Annotated[int, typer.Option(help="0 for a free one.")] = 8090,
     slots: Annotated[int, typer.Option(help="Jobs that run at once; 0 to run none and keep the queue.")] = 1,
     grace: Annotated[float, typer.Option(help="Seconds from the interrupt of a cancelled job to its end by force.")] = 30.0,
-    name: Annotated[list[str] | None, typer.Option(help="A further host that requests may be addressed to.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A further name of this host, as requests give it; several by several --name.")
+    ] = None,
 ) -> None:
     """Run jobs for clients that have the token: ingest, train, evaluate, inference, export and fit, each a process of its own."""
     from scenemill.pipelines.jobs_server import JobService, JobServiceConfig
@@ -55,7 +57,7 @@ def serve_jobs(
 @jobs.callback()
 def _client(
     context: typer.Context,
-    url: Annotated[str, typer.Option(envvar="SCENEMILL_JOBS_URL", help="Of the service.")] = "http://127.0.0.1:8090",
+    url: Annotated[str, typer.Option(envvar="SCENEMILL_JOBS_URL", help="Address of the service.")] = "http://127.0.0.1:8090",
     token_file: Annotated[
         Path | None,
         typer.Option(
@@ -91,7 +93,7 @@ def create(
         list[str] | None, typer.Argument(help="Settings that replace the file's: train.optim.lr=1e-3", metavar="KEY=VALUE")
     ] = None,
     specs: Annotated[Path | None, typer.Option("-e", "--specs", help="The spec: a YAML or JSON file, or a shipped one.")] = None,
-    name: Annotated[str, typer.Option(help="For people.")] = "",
+    name: Annotated[str, typer.Option(help="What people call it; lists show it.")] = "",
     parent: Annotated[str, typer.Option("--parent", "--parent-job-id", help="A job that must succeed first.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -106,7 +108,9 @@ def create(
 @jobs.command("list")
 def list_jobs(
     context: typer.Context,
-    state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; several by several --state.")] = None,
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only jobs in this state, such as running; several by several --state.")
+    ] = None,
     kind: Annotated[str, typer.Option(help="Only jobs of this kind.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")] = 100,
     as_json: AsJson = False,

@@ -134,8 +134,13 @@ def _switch(where: Path, name: str, state: Path | None, verb: str) -> None:
 def backfill(
     where: Where,
     name: Name,
-    since: Annotated[str, typer.Option("--from", help="The first interval begins then or later.")],
-    until: Annotated[str, typer.Option("--to", help="The last interval is over by then.")],
+    since: Annotated[
+        str,
+        typer.Option(
+            "--from", help="The first interval begins then or later: 2026-01-31, or 2026-01-31T03:00; in the schedule's timezone."
+        ),
+    ],
+    until: Annotated[str, typer.Option("--to", help="The last interval is over by then; written as --from.")],
     state: State = None,
     again: Annotated[bool, typer.Option("--again", help="Also runs that succeeded, not only failed and skipped ones.")] = False,
 ) -> None:
@@ -152,7 +157,9 @@ def backfill(
 @schedule.command()
 def convert(
     file: Annotated[Path, typer.Argument(help="The file of a schedule.")],
-    at: Annotated[str, typer.Option(help="The newest interval that is over then is converted. Default: now.")] = "",
+    at: Annotated[
+        str, typer.Option(help="The newest interval that is over then is converted: a time such as 2026-01-31T03:00. Default: now.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Convert one interval here and now, without the scheduler's memory: what other engines call."""

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _SEVERITIES = ("error", "warning", "info")
 _STYLES = {"error": "red", "warning": "yellow", "info": "dim"}
 _ROWS = 40
+_DIGITS = 12  # of a version's id, where there is little room; --version takes as few
 _ROOMY = 72  # columns of a terminal that has room for sentences beside names
 _OF_VOLUMES = re.compile("grid|_3d|voxel|geometry|surface|agree")  # columns that say nothing where there are no volumes
 
@@ -331,14 +333,29 @@ def versions_json(root: Place) -> list[dict[str, Any]]:
 
 def print_versions(console: Console, listed: list[dict[str, Any]]) -> None:
     """The versions as a table."""
-    table = Table("version", "published", "stored", "rejected", "parts", "follows", box=None, header_style="bold", padding=(0, 1))
+    numbers = {"stored": True, "rejected": True, "parts": True}
+    table = _figures(**{"version": False, "published (UTC)": False, **numbers, "follows": False})
     for row in listed:
-        table.add_row(
-            row["version"],
-            row["published"] or "?",
-            str(row["stored"]),
-            str(row["rejected"]),
-            str(row["parts"]),
-            row["parent"] or "-",
-        )
+        published = row["published"]
+        when = f"{datetime.fromisoformat(published):%Y-%m-%d %H:%M}" if published else "?"
+        table.add_row(row["version"], when, *(str(row[name]) for name in ("stored", "rejected", "parts")), row["parent"] or "-")
     console.print(table)
+
+
+def print_runs(console: Console, runs: pa.Table) -> None:
+    """The runs on a store as a table that fits a terminal of 80 columns: all else of a run is in its page and its JSON."""
+    table = _figures(**{"started (UTC)": False, "outcome": False, "in": True, "stored": True, "rejected": True, "time": True})
+    table.add_column("version", no_wrap=True)
+    for row in runs.to_pylist():
+        counts = (str(row[name]) for name in ("listed", "stored", "rejected"))
+        version = (row["version"] or "-")[:_DIGITS]
+        table.add_row(f"{row['started']:%Y-%m-%d %H:%M}", row["outcome"], *counts, duration(row["seconds"]), version)
+    console.print(table)
+
+
+def _figures(**columns: bool) -> Table:
+    """An empty table; columns of numbers are true."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    for name, numbers in columns.items():
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=True)
+    return table
