@@ -18,6 +18,7 @@ jobs = typer.Typer(help="Jobs of a service: create, list, show, logs, cancel, re
 Kind = Annotated[str, typer.Argument(help="ingest, train, evaluate, inference, export or fit.")]
 JobId = Annotated[str, typer.Argument(help="Id of a job.", metavar="JOB")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+_HEADINGS = f"{'id':16}  {'state':11}  {'kind':9}  {'created (UTC)':16}  name"
 Home = Annotated[Path | None, typer.Option(help="The service's folder. Default: scenemill/jobs in the user's state.")]
 
 
@@ -121,8 +122,8 @@ def list_jobs(
         typer.echo(json.dumps([asdict(job) for job in found]))
     elif not found:
         typer.echo("0 jobs; scenemill jobs create KIND makes one")
-    for job in () if as_json else found:
-        typer.echo(_line(job))
+    else:
+        typer.echo("\n".join((_HEADINGS, *map(_line, found))))
 
 
 @jobs.command()
@@ -177,4 +178,4 @@ def _print_state(job: "Job") -> None:
 
 def _line(job: "Job") -> str:
     parent = f"  after {job.parent}" if job.parent else ""
-    return f"{job.id}  {job.state:11}  {job.kind:9}  {job.created[:19]}  {job.name}{parent}"
+    return f"{job.id}  {job.state:11}  {job.kind:9}  {job.created[:16].replace('T', ' ')}  {job.name}{parent}"
