@@ -104,10 +104,13 @@ def history(
     if as_json:
         print(json.dumps([asdict(one) for one in found], default=str))
         return
-    rows = [
-        [one.schedule, *map(_cell, (one.interval_start, one.interval_end, one.state, one.attempt)), came_to(one)] for one in found
-    ]
-    _print_table(("schedule", "from", "to (UTC)", "state", "tries", "came to"), rows)
+    if not found:
+        typer.echo(f"0 runs{f' of {name}' if name else ''}; scenemill schedule run {where} does what is due")
+    for one in found:
+        tries = f", {one.attempt} tries" if one.attempt > 1 else ""
+        typer.echo(f"{one.schedule}  {_cell(one.interval_start)} to {_cell(one.interval_end)} UTC  {one.state}{tries}")
+        if words := came_to(one):
+            typer.echo(f"    {words}")
 
 
 @schedule.command()
@@ -151,7 +154,7 @@ def backfill(
     one = _named(where, name)
     states = ("failed", "skipped", *(("succeeded",) if again else ()))
     queued = queue_backfill(open_runs(_state(where, state)), one, one.time(since), one.time(until), utc_now(), states)
-    typer.echo(f"{name}: {queued} runs queued")
+    typer.echo(f"{name}: {queued} run{'' if queued == 1 else 's'} queued")
 
 
 @schedule.command()
@@ -197,6 +200,8 @@ def _named(where: Path, name: str) -> "ScheduleConfig":
 
 
 def _state(where: Path, state: Path | None) -> Path:
+    if not where.exists():
+        raise ConfigError(f"{where}: not there; name a folder of schedules, or the file of one")
     return state or (where.parent if where.is_file() else where) / ".scenemill"
 
 
