@@ -90,10 +90,11 @@ def print_findings(console: Console, findings: pa.Table) -> None:
         console.print("Nothing found wrong.")
         return
     for row in rows[:_ROWS]:
-        samples = f"{row['samples']} sample{'' if row['samples'] == 1 else 's'}"
+        samples = f"{row['samples']} sample{'' if row['samples'] == 1 else 's'}" if row["key"] else ""
         told = printable("".join(f"  {name}" for name in (row["check"], row["field"], samples) if name))
         console.print(Text.assemble((row["severity"], _STYLES[row["severity"]]), told), soft_wrap=True)
-        for line in (f"{row['observed']}; expected {row['expected']}", f"for example {row['key']}"):
+        example = (f"for example {row['key']}",) if row["key"] else ()  # a finding about the folder is about no sample
+        for line in (f"{row['observed']}; expected {row['expected']}", *example):
             console.print(Padding(Text(printable(line), overflow="fold"), (0, 0, 0, 4), expand=False))
     if len(rows) > _ROWS:
         console.print(f"and {len(rows) - _ROWS} more kinds of finding")
@@ -297,10 +298,10 @@ def print_sample(console: Console, store: Store, key: str, png: Path | None) -> 
     shown["fields"] = ", ".join(facts["fields"])
     shown["splits"] = ", ".join(facts["splits"])
     _pairs(console, {name: _fact(name, value) for name, value in shown.items()})
-    files = Table("raw file", "size", "sha256", "fields", box=None, header_style="bold", padding=(0, 1))
+    console.print("[bold]raw files[/]")
     for file in facts["files"]:
-        files.add_row(file["path"], size(file["size_byte"]), file["sha256"][:16], ", ".join(file["fields"]))
-    console.print(files)
+        told = f"{', '.join(file['fields'])}: {size(file['size_byte'])}, sha256 {file['sha256'][:16]}"
+        console.print(f"{_plain(file['path'])}\n    {told}", highlight=False, soft_wrap=True)
     found = store.findings.filter(pa.compute.equal(store.findings["key"], key))
     if found.num_rows:
         print_findings(console, found)

@@ -52,6 +52,12 @@ def test_a_finding_about_no_field_leaves_no_gap() -> None:
     assert sink.getvalue().splitlines()[0] == "warning  labels_known  1 sample"
 
 
+def test_a_finding_about_the_folder_is_about_no_sample() -> None:
+    drawn, sink = console(80)
+    print_findings(drawn, pa.Table.from_pylist([finding("info", key="") | {"field": "", "check": "list"}]))
+    assert sink.getvalue().splitlines()[0] == "info  list" and "for example" not in sink.getvalue()
+
+
 def test_no_finding_is_said() -> None:
     drawn, sink = console(80)
     print_findings(drawn, pa.Table.from_pylist([finding("info")]).slice(0, 0))
