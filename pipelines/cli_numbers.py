@@ -63,8 +63,10 @@ def score(
 def query(
     tables: TablesArgument,
     sql: Annotated[str, typer.Argument(help="One SELECT over counts, scores, depths, renders and fits.")],
-    form: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
-    out: Annotated[Path | None, typer.Option(help="Write the answer to this file.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="csv, json, parquet, or table. Default: by the end of --out's name, else table.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Write the answer to this file: .csv, .json or .parquet.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows. Default: all.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a question is given up.")] = 60.0,
 ) -> None:
@@ -73,6 +75,7 @@ def query(
     from scenemill.pipelines.results import print_table, to_bytes
 
     answer = ask(tables, sql, limit, timeout)
+    form = form or (out.suffix[1:] if out else "table")
     if form == "table" and out is None:
         print_table(console_of(), answer)
         return
