@@ -256,7 +256,7 @@ def test_parquet() -> None:
 
 
 def test_no_such_format() -> None:
-    with pytest.raises(ConfigError, match="use table, csv, json, parquet"):
+    with pytest.raises(ConfigError, match=r"use table \(on a terminal\), csv, json, parquet"):
         to_bytes(ANSWER, "xml")
 
 
