@@ -158,6 +158,7 @@ def test_the_reference_has_every_field_label_check_and_verb(pages: dict[str, Cal
     assert all(f"| `{field.name}` |" in fields for source in SOURCES for field in fields_of(source))
     assert all(f"| {label.id} | {label.name} |" in labels for label in LABELS)
     assert all(f"| `{check.name}` |" in checks for check in CHECKS)
+    assert "| `--seed` | `0` |" in verbs and "| `depth_min` | Near end of the frustum, metres" in pages["names"]()
     assert "## `scenemill ingest`" in verbs and "## `scenemill jobs create`" in verbs and "`--samples-per-part`" in verbs
 
 
