@@ -17,18 +17,21 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --editable ".[ingest,dask,gcp,train,tables,view,schedule,jobs,docs,dev]"
 	touch .venv/ready
 
+define made_a_store  # of the source $(1): ingested, verified, described, and its first sample drawn
+	$(BIN)/scenemill ingest $(1) --input $(DEMO)/raw/$(1) --output $(DEMO)/$(1) --workers 2 --samples-per-part 4
+	$(BIN)/scenemill verify $(DEMO)/$(1)
+	$(BIN)/scenemill show $(DEMO)/$(1)
+	@$(BIN)/scenemill show $(DEMO)/$(1) $$($(BIN)/python -c "import scenemill; print(scenemill.open_store('$(DEMO)/$(1)').keys[0])") \
+	  --png $(DEMO)/$(1).png
+endef
+
 demo: setup
 	rm -rf $(DEMO)
 	$(BIN)/scenemill synth front3d $(DEMO)/raw/front3d --scenes 3 --views 4 --seed 7
 	$(BIN)/scenemill synth matterport $(DEMO)/raw/matterport --scenes 3 --views 2 --seed 7
 	$(BIN)/scenemill plan front3d --input $(DEMO)/raw/front3d --output $(DEMO)/front3d --workers 2 --samples-per-part 4
-	for source in front3d matterport; do \
-	  $(BIN)/scenemill ingest $$source --input $(DEMO)/raw/$$source --output $(DEMO)/$$source --workers 2 --samples-per-part 4 && \
-	  $(BIN)/scenemill verify $(DEMO)/$$source && \
-	  $(BIN)/scenemill show $(DEMO)/$$source && \
-	  key=$$($(BIN)/python -c "import scenemill; print(scenemill.open_store('$(DEMO)/$$source').keys[0])") && \
-	  $(BIN)/scenemill show $(DEMO)/$$source $$key --png $(DEMO)/$$source.png || exit 1; \
-	done
+	$(call made_a_store,front3d)
+	$(call made_a_store,matterport)
 	$(BIN)/scenemill bench-loader $(DEMO)/front3d --workers 0,2 --png $(DEMO)/speed.png
 	$(BIN)/scenemill synth views $(DEMO)/raw/clock --object clock --views 24 --size 96 --seed 7
 	$(BIN)/scenemill ingest views --input $(DEMO)/raw/clock --output $(DEMO)/clock

@@ -1,5 +1,6 @@
 """How Sphinx builds the site: Markdown by MyST, docstrings by autodoc, and what code says by ``generated.py``."""
 
+import logging
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ PAGES = {
 """What stands for texts of other folders, and for folders, on the site."""
 
 sys.path.insert(0, str(HERE))
+logging.getLogger("apache_beam").setLevel(logging.WARNING)  # it tells of extras that are not there
 
 import generated  # noqa: E402
 

@@ -4,6 +4,7 @@ Each function gives one page's text when the site is built; nothing of it is kep
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import is_dataclass
 from typing import Any, Final
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from scenemill.pipelines.cli import app
 from scenemill.schemas import tables
 from scenemill.schemas.fields import VIEWS, Field, fields_of
 from scenemill.schemas.labels import LABELS
+from scenemill.schemas.settings import settings
 from scenemill.transforms.layout import CHUNK
 from scenemill.validators.checks import CHECKS
 from scenemill.validators.own_checks import OWN_CHECKS
@@ -127,7 +129,7 @@ def _parameter(parameter: Any) -> tuple[str, str, str]:
     default = parameter.default
     shown = (
         ""
-        if default in (None, False) or callable(default) or (isinstance(default, Sequence) and not default)
+        if default is None or default is False or callable(default) or (isinstance(default, Sequence) and not default)
         else _code(f"{default}")
     )
     return names, "needed" if parameter.required else shown, getattr(parameter, "help", None) or ""
@@ -135,15 +137,17 @@ def _parameter(parameter: Any) -> tuple[str, str, str]:
 
 def public_names() -> str:
     """What ``import scenemill`` offers."""
-    return _directives(
-        f".. autoclass:: scenemill.{name}\n   :members:" if _is_class(name) else f".. autofunction:: scenemill.{name}"
-        for name in scenemill.__all__
-        if not name.startswith("_")
-    )
+    return "\n\n".join(_public(name, getattr(scenemill, name)) for name in scenemill.__all__ if not name.startswith("_"))
 
 
-def _is_class(name: str) -> bool:
-    return isinstance(getattr(scenemill, name), type)
+def _public(name: str, held: Any) -> str:
+    """Its docstring; of a class of settings also what each of them means."""
+    if not isinstance(held, type):
+        return _directives([f".. autofunction:: scenemill.{name}"])
+    said = _directives([f".. autoclass:: scenemill.{name}\n   :members:"])
+    described = [one for one in settings(held) if one.about] if is_dataclass(held) else []
+    rows = [(_code(one.name), one.about["help"]) for one in described]
+    return f"{said}\n\n{_table(('setting', 'meaning'), rows)}" if rows else said
 
 
 def public_modules() -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 import scenemill
 from scenemill.pipelines import (
@@ -48,7 +48,22 @@ _FIRST: Final = """Begin with made-up rooms:
 
 "scenemill VERB --help" says more of each verb."""
 
+
+def _bare(params: list[Any]) -> list[Any]:
+    """Parameters as help shows them: a flag takes nothing, so it is shown without a type."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
+
+
+class _Verbs(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _bare(super().get_params(ctx))
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="The data mill for 3D indoor scenes: raw folders in, checked samples and a store one can trust out.",
     epilog=_FIRST,
     no_args_is_help=True,
@@ -134,6 +149,9 @@ def _refuse_credentials() -> None:
 class _Verb(TyperCommand):
     """A verb that refuses a URI where it takes a path of this machine's disks alone: a URI is a path too, and would make folders."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _bare(super().get_params(ctx))
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As in the library.
 
@@ -148,12 +166,13 @@ class _Verb(TyperCommand):
         return rest
 
 
-def _keep_paths_on_disks(shown: typer.Typer) -> None:
+def _of_one_kind(shown: typer.Typer) -> None:
     for registered in shown.registered_commands:
         registered.cls = _Verb
     for group in shown.registered_groups:
+        group.cls = _Verbs
         if group.typer_instance is not None:
-            _keep_paths_on_disks(group.typer_instance)
+            _of_one_kind(group.typer_instance)
 
 
 _PANELS: Final = {
@@ -197,7 +216,7 @@ for group in (
     group.register(app)
 app.command()(fit)
 _sort_into_panels(app)
-_keep_paths_on_disks(app)
+_of_one_kind(app)
 
 if __name__ == "__main__":
     main()

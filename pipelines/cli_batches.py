@@ -79,7 +79,7 @@ def order(
     world_size: Annotated[int, typer.Option(min=1, help="Ranks.")] = 1,
     workers: Annotated[int, typer.Option(min=1, help="Reading processes of each rank.")] = 1,
     window: Annotated[int, typer.Option(min=1, help="Parts read at a time.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Of the shuffle.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle.")] = 0,
 ) -> None:
     """Print which sample is read when: epoch, step, rank, worker and key, as training with these numbers would read them."""
     from scenemill.schemas.dataset import DatasetConfig

@@ -25,7 +25,6 @@ Spec = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that replace the file's: train.optim.lr=1e-3", metavar="KEY=VALUE")
 ]
-Action = Annotated[str, typer.Argument(help="train, evaluate, inference, export or gen_trt_engine.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -181,15 +180,30 @@ def gen_trt_engine(spec: Spec, overrides: Overrides = None) -> None:
     typer.echo(run_gen_trt_engine(_load(spec, overrides, "export")))
 
 
-def default_specs(action: Action) -> None:
-    """Print a commented experiment with every setting of an action at its default; a shipped one by its name."""
+def default_specs(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="train, evaluate, inference, export or gen_trt_engine; or a shipped experiment: front3d_2d, front3d_3d, "
+            "matterport_2d, matterport_3d, or a tiny one by tiny_ before that.",
+            autocompletion=completions.specs,
+        ),
+    ],
+) -> None:
+    """Print an experiment to begin with: every setting of an action, explained, at its default; or a shipped one, by its name."""
     from scenemill.pipelines.specs import default_spec, list_specs, spec_text
+    from scenemill.schemas.experiment import ACTIONS
 
-    typer.echo(spec_text(action) if action in list_specs() else default_spec(action), nl=False)
+    if name not in (*ACTIONS, *list_specs()):
+        actions, shipped = ", ".join(ACTIONS), ", ".join(list_specs())
+        raise ConfigError(f"{name!r} is no action and no shipped experiment; use one of {actions}; or of {shipped}")
+    typer.echo(spec_text(name) if name in list_specs() else default_spec(name), nl=False)
 
 
-def schema(action: Action) -> None:
-    """Print the JSON Schema of an action's experiment; of a schedule's file by the name schedule."""
+def schema(
+    action: Annotated[str, typer.Argument(help="train, evaluate, inference, export or gen_trt_engine; or schedule.")],
+) -> None:
+    """Print the JSON Schema of an action's experiment, or of the file of a schedule."""
     from scenemill.pipelines.schedule_files import schedule_schema
     from scenemill.pipelines.specs import json_schema
 

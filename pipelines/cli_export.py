@@ -6,25 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from scenemill.pipelines import completions
-from scenemill.pipelines.cli_options import AsJson, StoreArgument, Version, place
+from scenemill.pipelines.cli_options import AsJson, StoreArgument, Version
 from scenemill.pipelines.progress import progress
 from scenemill.pipelines.terminal import say
-from scenemill.schemas.errors import ConfigError
-from scenemill.schemas.places import on_disk
 
-
-def _file_or_folder(text: str) -> Path:
-    """A place on a disk, as typed: a URI would be a folder called "s3:"."""
-    try:
-        return on_disk(place(text))
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-Out = Annotated[
-    Any,
-    typer.Argument(parser=_file_or_folder, metavar="OUT", help="A new or empty folder; it is written whole or not at all."),
-]
+Out = Annotated[Path, typer.Argument(help="A new or empty folder; it is written whole or not at all.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -36,13 +22,8 @@ def register(app: typer.Typer) -> None:
 def card(
     store: StoreArgument,
     version: Version = None,
-    out: Annotated[
-        Any,
-        typer.Option(parser=_file_or_folder, metavar="FILE", help="Write the card to this file, and its plots as PNG beside it."),
-    ] = None,
-    html: Annotated[
-        Any, typer.Option(parser=_file_or_folder, metavar="FILE", help="Write one page that stands for itself.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the card to this file (.md), and its plots as PNG beside it.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one page that stands for itself to this file (.html).")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a store holds, as a dataset card in Markdown: fields, classes, splits, checks, sources. Without --out it is printed."""
@@ -93,12 +74,7 @@ def coco(store: StoreArgument, out: Out, version: Version = None, as_json: AsJso
 def mesh(
     store: StoreArgument,
     key: Annotated[str, typer.Argument(help="A sample: scene/image.", autocompletion=completions.keys)],
-    out: Annotated[
-        Any,
-        typer.Argument(
-            parser=_file_or_folder, metavar="OUT", help="The file: .ply, .glb, .usd, .usda or .usdc; one that is there is replaced."
-        ),
-    ],
+    out: Annotated[Path, typer.Argument(help="The file: .ply, .glb, .usd, .usda or .usdc; one that is there is replaced.")],
     iso: Annotated[float, typer.Option(help="Distance of the shell from the surface, in voxels.")] = 1.0,
     version: Version = None,
     as_json: AsJson = False,

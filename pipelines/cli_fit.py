@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from scenemill.pipelines.cli_options import place
+from scenemill.pipelines.cli_options import PathOrUri, place
 
 if TYPE_CHECKING:
     from scenemill.pipelines.fitting import Fitted
@@ -16,24 +16,26 @@ if TYPE_CHECKING:
 
 def fit(
     source: Annotated[str, typer.Argument(help="The source of the store: views.")],
-    store: Annotated[Any, typer.Argument(parser=place, metavar="PATH|URI", help="A store of views of one object, or of several.")],
+    store: Annotated[PathOrUri, typer.Argument(parser=place, help="A store of views of one object, or of several.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings that replace the preset's: epochs=10 texture_size=200", metavar="KEY=VALUE")
     ] = None,
     out: Annotated[
-        Any,
-        typer.Option(parser=place, metavar="PATH|URI", help="Folder for the mesh, its 3D checkpoints and the metric tables."),
-    ] = "fit",
+        PathOrUri,
+        typer.Option(parser=place, help="Folder for the mesh, its 3D checkpoints and the metric tables."),
+    ] = Path("fit"),
     template: Annotated[str, typer.Option(help="Mesh to begin with: a file (OBJ, USD, GLB), or sphere.")] = "sphere",
     preset: Annotated[
-        str, typer.Option(help="current or original: the settings of the tutorial as it is, or first was.")
+        str, typer.Option(help="current or original: the settings of Kaolin's DIB-R tutorial as it is, or as it first was.")
     ] = "current",
     split: Annotated[str, typer.Option(help="Split to fit. Default: all views.")] = "",
     held_out: Annotated[str, typer.Option(help="Split to measure on. Default: every tenth view.")] = "",
     scene: Annotated[str, typer.Option(help="Which object, where the store has several.")] = "",
-    truth: Annotated[Path | None, typer.Option(help="Mesh file of the true surface, for the Chamfer distance.")] = None,
-    tables: Annotated[Any, typer.Option(parser=place, metavar="PATH|URI", help="Metric tables. Default: OUT/tables.")] = None,
-    name: Annotated[str, typer.Option(help="Of the result in the metric tables.")] = "fit",
+    truth: Annotated[
+        Path | None, typer.Option(help="Mesh file of the true surface, for the Chamfer distance; in the unit of the views.")
+    ] = None,
+    tables: Annotated[PathOrUri | None, typer.Option(parser=place, help="Metric tables. Default: OUT/tables.")] = None,
+    name: Annotated[str, typer.Option(help="What to call the result in the metric tables.")] = "fit",
     device: Annotated[str, typer.Option(help="cpu, cuda, ... Default: the best there is.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:

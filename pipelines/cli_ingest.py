@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scenemill.pipelines.cli_options import AsJson, SourceName, Workers, place
+from scenemill.pipelines.cli_options import AsJson, PathOrUri, SourceName, Workers, place
 from scenemill.pipelines.progress import progress
 from scenemill.pipelines.runner_options import RUNNERS, RunnerConfig
 from scenemill.pipelines.terminal import say
@@ -13,18 +13,15 @@ from scenemill.schemas.config import IngestConfig, parse_max_rejected
 from scenemill.schemas.places import Place
 
 Input = Annotated[
-    Any,
+    PathOrUri,
     typer.Option(
         parser=place,
-        metavar="PATH|URI",
         help="Raw folder: the one that holds data/ and the split lists; of views, the one with 0_rgb.png; s3:// or gs:// too.",
     ),
 ]
 Output = Annotated[
-    Any,
-    typer.Option(
-        parser=place, metavar="PATH|URI", help="The store: a new folder, or one that holds a store already; s3:// or gs:// too."
-    ),
+    PathOrUri,
+    typer.Option(parser=place, help="The store: a new folder, or one that holds a store already; s3:// or gs:// too."),
 ]
 Splits = Annotated[
     list[str] | None, typer.Option(help="Split lists, by name or NAME=FILE, several by comma. Default: all in the folder.")
@@ -88,7 +85,7 @@ def _register_plan(app: typer.Typer) -> None:
         source: SourceName,
         input: Input,
         output: Annotated[
-            Any, typer.Option(parser=place, metavar="PATH|URI", help="The store it would go to; nothing is written.")
+            PathOrUri | None, typer.Option(parser=place, help="The store it would go to; nothing is written.")
         ] = None,
         splits: Splits = None,
         limit: Limit = None,

@@ -18,6 +18,7 @@ jobs = typer.Typer(help="Jobs of a service: create, list, show, logs, cancel, re
 Kind = Annotated[str, typer.Argument(help="ingest, train, evaluate, inference, export or fit.")]
 JobId = Annotated[str, typer.Argument(help="Id of a job.", metavar="JOB")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+_HEADINGS = f"{'id':16}  {'state':11}  {'kind':9}  {'created (UTC)':16}  name"
 Home = Annotated[Path | None, typer.Option(help="The service's folder. Default: scenemill/jobs in the user's state.")]
 
 
@@ -38,7 +39,9 @@ def serve_jobs(
     port: Annotated[int, typer.Option(help="0 for a free one.")] = 8090,
     slots: Annotated[int, typer.Option(help="Jobs that run at once; 0 to run none and keep the queue.")] = 1,
     grace: Annotated[float, typer.Option(help="Seconds from the interrupt of a cancelled job to its end by force.")] = 30.0,
-    name: Annotated[list[str] | None, typer.Option(help="A further host that requests may be addressed to.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A further name of this host, as requests give it; several by several --name.")
+    ] = None,
 ) -> None:
     """Run jobs for clients that have the token: ingest, train, evaluate, inference, export and fit, each a process of its own."""
     from scenemill.pipelines.jobs_server import JobService, JobServiceConfig
@@ -55,7 +58,7 @@ def serve_jobs(
 @jobs.callback()
 def _client(
     context: typer.Context,
-    url: Annotated[str, typer.Option(envvar="SCENEMILL_JOBS_URL", help="Of the service.")] = "http://127.0.0.1:8090",
+    url: Annotated[str, typer.Option(envvar="SCENEMILL_JOBS_URL", help="Address of the service.")] = "http://127.0.0.1:8090",
     token_file: Annotated[
         Path | None,
         typer.Option(
@@ -91,7 +94,7 @@ def create(
         list[str] | None, typer.Argument(help="Settings that replace the file's: train.optim.lr=1e-3", metavar="KEY=VALUE")
     ] = None,
     specs: Annotated[Path | None, typer.Option("-e", "--specs", help="The spec: a YAML or JSON file, or a shipped one.")] = None,
-    name: Annotated[str, typer.Option(help="For people.")] = "",
+    name: Annotated[str, typer.Option(help="What people call it; lists show it.")] = "",
     parent: Annotated[str, typer.Option("--parent", "--parent-job-id", help="A job that must succeed first.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -106,7 +109,9 @@ def create(
 @jobs.command("list")
 def list_jobs(
     context: typer.Context,
-    state: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; several by several --state.")] = None,
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only jobs in this state, such as running; several by several --state.")
+    ] = None,
     kind: Annotated[str, typer.Option(help="Only jobs of this kind.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000, help="At most this many.")] = 100,
     as_json: AsJson = False,
@@ -117,8 +122,8 @@ def list_jobs(
         typer.echo(json.dumps([asdict(job) for job in found]))
     elif not found:
         typer.echo("0 jobs; scenemill jobs create KIND makes one")
-    for job in () if as_json else found:
-        typer.echo(_line(job))
+    else:
+        typer.echo("\n".join((_HEADINGS, *map(_line, found))))
 
 
 @jobs.command()
@@ -173,4 +178,4 @@ def _print_state(job: "Job") -> None:
 
 def _line(job: "Job") -> str:
     parent = f"  after {job.parent}" if job.parent else ""
-    return f"{job.id}  {job.state:11}  {job.kind:9}  {job.created[:19]}  {job.name}{parent}"
+    return f"{job.id}  {job.state:11}  {job.kind:9}  {job.created[:16].replace('T', ' ')}  {job.name}{parent}"

@@ -3,11 +3,11 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from scenemill.pipelines.cli_options import AsJson, TablesArgument, Workers, place
+from scenemill.pipelines.cli_options import AsJson, PathOrUri, TablesArgument, Workers, place
 from scenemill.pipelines.progress import progress
 from scenemill.pipelines.terminal import console_of, say
 
@@ -33,10 +33,10 @@ def selfcheck(as_json: AsJson = False) -> None:
 
 def score(
     predictions: Annotated[Path, typer.Option(help="Folder of predictions: SCENE_IMAGE/segments.json and its arrays.")],
-    store: Annotated[Any, typer.Option(parser=place, metavar="PATH|URI", help="The store that holds the truth.")],
+    store: Annotated[PathOrUri, typer.Option(parser=place, help="The store that holds the truth.")],
     tables: Annotated[
-        Any,
-        typer.Option(parser=place, metavar="PATH|URI", help="Folder of the metric tables, or s3://BUCKET/TABLES; made if missing."),
+        PathOrUri,
+        typer.Option(parser=place, help="Folder of the metric tables, or s3://BUCKET/TABLES; made if missing."),
     ],
     run: Annotated[str, typer.Option(help="Name of the run. Default: made from what decides the numbers.")] = "",
     model: Annotated[str, typer.Option(help="What to call the model in reports.")] = "model",
@@ -63,9 +63,11 @@ def score(
 def query(
     tables: TablesArgument,
     sql: Annotated[str, typer.Argument(help="One SELECT over counts, scores, depths, renders and fits.")],
-    form: Annotated[str, typer.Option("--format", help="table, csv, json or parquet.")] = "table",
-    out: Annotated[Path | None, typer.Option(help="Write the answer to this file.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="csv, json, parquet, or table. Default: by the end of --out's name, else table.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Write the answer to this file: .csv, .json or .parquet.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows. Default: all.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which a question is given up.")] = 60.0,
 ) -> None:
     """Ask the metric tables in SQL. Whatever the SQL says, it can read these tables and nothing else, and writes nothing."""
@@ -73,6 +75,7 @@ def query(
     from scenemill.pipelines.results import print_table, to_bytes
 
     answer = ask(tables, sql, limit, timeout)
+    form = form or (out.suffix[1:] if out else "table")
     if form == "table" and out is None:
         print_table(console_of(), answer)
         return

@@ -1,6 +1,6 @@
 """Arguments and options that several commands take."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +8,12 @@ from scenemill.pipelines import completions
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.places import Place
 from scenemill.transforms.objects import place_of
+
+if TYPE_CHECKING:
+    PathOrUri = Place
+else:
+    PathOrUri = type("path|uri", (), {})
+    """What help says a place is: it shows the names of classes, and refuses a choice of two."""
 
 
 def place(text: str) -> Place:
@@ -36,11 +42,9 @@ MadeUpSource = Annotated[
     ),
 ]
 StoreArgument = Annotated[
-    Any, typer.Argument(parser=place, metavar="PATH|URI", help="The store's folder, or s3://BUCKET/STORE, gs://BUCKET/STORE.")
+    PathOrUri, typer.Argument(parser=place, help="The store's folder, or s3://BUCKET/STORE, gs://BUCKET/STORE.")
 ]
-TablesArgument = Annotated[
-    Any, typer.Argument(parser=place, metavar="PATH|URI", help="Folder of the metric tables, or s3://BUCKET/TABLES.")
-]
+TablesArgument = Annotated[PathOrUri, typer.Argument(parser=place, help="Folder of the metric tables, or s3://BUCKET/TABLES.")]
 Version = Annotated[str | None, typer.Option(help="Id of an older version, or its first digits. Default: the newest.")]
 Workers = Annotated[int, typer.Option(help="Processes on this machine.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]

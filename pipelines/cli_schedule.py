@@ -104,10 +104,13 @@ def history(
     if as_json:
         print(json.dumps([asdict(one) for one in found], default=str))
         return
-    rows = [
-        [one.schedule, *map(_cell, (one.interval_start, one.interval_end, one.state, one.attempt)), came_to(one)] for one in found
-    ]
-    _print_table(("schedule", "from", "to (UTC)", "state", "tries", "came to"), rows)
+    if not found:
+        typer.echo(f"0 runs{f' of {name}' if name else ''}; scenemill schedule run {where} does what is due")
+    for one in found:
+        tries = f", {one.attempt} tries" if one.attempt > 1 else ""
+        typer.echo(f"{one.schedule}  {_cell(one.interval_start)} to {_cell(one.interval_end)} UTC  {one.state}{tries}")
+        if words := came_to(one):
+            typer.echo(f"    {words}")
 
 
 @schedule.command()
@@ -134,8 +137,13 @@ def _switch(where: Path, name: str, state: Path | None, verb: str) -> None:
 def backfill(
     where: Where,
     name: Name,
-    since: Annotated[str, typer.Option("--from", help="The first interval begins then or later.")],
-    until: Annotated[str, typer.Option("--to", help="The last interval is over by then.")],
+    since: Annotated[
+        str,
+        typer.Option(
+            "--from", help="The first interval begins then or later: 2026-01-31, or 2026-01-31T03:00; in the schedule's timezone."
+        ),
+    ],
+    until: Annotated[str, typer.Option("--to", help="The last interval is over by then; written as --from.")],
     state: State = None,
     again: Annotated[bool, typer.Option("--again", help="Also runs that succeeded, not only failed and skipped ones.")] = False,
 ) -> None:
@@ -146,13 +154,15 @@ def backfill(
     one = _named(where, name)
     states = ("failed", "skipped", *(("succeeded",) if again else ()))
     queued = queue_backfill(open_runs(_state(where, state)), one, one.time(since), one.time(until), utc_now(), states)
-    typer.echo(f"{name}: {queued} runs queued")
+    typer.echo(f"{name}: {queued} run{'' if queued == 1 else 's'} queued")
 
 
 @schedule.command()
 def convert(
     file: Annotated[Path, typer.Argument(help="The file of a schedule.")],
-    at: Annotated[str, typer.Option(help="The newest interval that is over then is converted. Default: now.")] = "",
+    at: Annotated[
+        str, typer.Option(help="The newest interval that is over then is converted: a time such as 2026-01-31T03:00. Default: now.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Convert one interval here and now, without the scheduler's memory: what other engines call."""
@@ -190,6 +200,8 @@ def _named(where: Path, name: str) -> "ScheduleConfig":
 
 
 def _state(where: Path, state: Path | None) -> Path:
+    if not where.exists():
+        raise ConfigError(f"{where}: not there; name a folder of schedules, or the file of one")
     return state or (where.parent if where.is_file() else where) / ".scenemill"
 
 

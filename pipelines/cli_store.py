@@ -82,11 +82,12 @@ def clean(
 
 def runs(
     store: StoreArgument,
-    html: Annotated[Path | None, typer.Option(help="Write one page: runs, where their time went, findings.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page: runs, where their time went, findings.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what was run on a store: when, how many samples in, stored and rejected, seconds of each stage, and what came of it."""
-    from scenemill.pipelines.results import print_table, to_bytes
+    """List what was run on a store: when, how many samples in, stored and rejected, how long it took, and what came of it."""
+    from scenemill.pipelines.human import print_runs
+    from scenemill.pipelines.results import to_bytes
     from scenemill.transforms.store import open_store
 
     opened = open_store(store)
@@ -94,8 +95,7 @@ def runs(
     if as_json:
         print(to_bytes(table, "json").decode(), end="")
     else:
-        shown = ("started", "command", "outcome", "listed", "stored", "rejected", "seconds", "build_seconds", "version")
-        print_table(console_of(), table.select(shown))
+        print_runs(console_of(), table)
     if html is not None:
         from scenemill.pipelines.run_page import write_runs
 

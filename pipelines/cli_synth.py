@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
     @app.command("convert-views")
     def convert_views(
         out: Annotated[Path, typer.Argument(help="A new or empty folder; its name is the scene's.")],
-        files: Annotated[list[Path], typer.Argument(help="transforms.json; or several transforms_SPLIT.json.", metavar="FILE...")],
+        files: Annotated[list[Path], typer.Argument(help="transforms.json; or several transforms_SPLIT.json.", metavar="FILE")],
         as_json: AsJson = False,
     ) -> None:
         """Turn images with poses in the form of NeRF's Blender scenes into views that "ingest views" takes."""
@@ -43,7 +43,9 @@ def _register_synth(app: typer.Typer) -> None:
             str | None, typer.Option("--object", help="sphere (default), torus, vase or clock; or a mesh: FILE.obj, .usd or .glb.")
         ] = None,
         size: Annotated[int | None, typer.Option(help="Pixels a side of a view of an object. Default: 256.")] = None,
-        radius: Annotated[float | None, typer.Option(help="Distance of the cameras from the object. Default: it fits.")] = None,
+        radius: Annotated[
+            float | None, typer.Option(help="Distance of the cameras from the object, in its own unit. Default: it fits.")
+        ] = None,
         elevation: Annotated[
             tuple[float, float] | None,
             typer.Option(help="Lowest and highest angle of the cameras, in degrees. Default: -30 60."),

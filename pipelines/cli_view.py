@@ -18,7 +18,7 @@ def view(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Logs of 3D checkpoints, stores, predictions, metric tables; or a folder that holds some.", metavar="PATH..."
+            help="Logs of 3D checkpoints, stores, predictions, metric tables; or a folder that holds some.", metavar="PATH"
         ),
     ] = None,
     logdir: Annotated[list[Path] | None, typer.Option(help="The same as PATH.")] = None,
@@ -44,7 +44,7 @@ def view(
 def mock_checkpoints(
     logdir: Annotated[Path, typer.Argument(help="Folder of the log.")],
     test_objs: Annotated[
-        str, typer.Option("--test-objs", "--test_objs", help="Mesh files, apart by commas. Default: two made-up meshes.")
+        str, typer.Option("--test-objs", "--test_objs", help="Mesh files, by comma. Default: two made-up meshes.")
     ] = "",
     iterations: Annotated[int, typer.Option(min=1, help="Of the mock training; every tenth is written.")] = 101,
 ) -> None:

@@ -17,6 +17,13 @@ def experiments(incomplete: str) -> list[str]:
     return [name for name in list_specs() if name.startswith(incomplete)]
 
 
+def specs(incomplete: str) -> list[str]:
+    """What an experiment can be begun with: actions, and the shipped experiments."""
+    from scenemill.schemas.experiment import ACTIONS
+
+    return [*(name for name in ACTIONS if name.startswith(incomplete)), *experiments(incomplete)]
+
+
 def keys(ctx: typer.Context, incomplete: str) -> list[str]:
     """Keys of the samples in the store that was typed before; none where there is no such store."""
     from scenemill.schemas.errors import SceneMillError

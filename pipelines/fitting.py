@@ -33,8 +33,9 @@ from scenemill.trainers.render.fit import Epoch, ViewQuality, fit, measure
 from scenemill.trainers.render.object_views import ObjectViews
 from scenemill.trainers.render.placing import place
 from scenemill.trainers.render.results import FitLog, distance_to, export, rendered
-from scenemill.trainers.render.templates import SPHERE, Template, load_template
+from scenemill.trainers.render.templates import SPHERE, Template, load_template, read_surface
 from scenemill.trainers.render.textured_mesh import TexturedMesh
+from scenemill.trainers.surface_mesh import SurfaceMesh
 from scenemill.transforms.publish import write_whole
 from scenemill.transforms.store import Store, open_store
 
@@ -109,15 +110,16 @@ def run_fit(job: FitJob, on_epoch: Callable[[Epoch], None]) -> Fitted:
         on_epoch: told of every epoch.
 
     Raises:
-        ConfigError: no such store, split, scene, template or device, or views that cannot be fitted.
+        ConfigError: no such store, split, scene, template, truth or device, or views that cannot be fitted.
         Corrupt: the store is damaged.
         Conflict, TransientError: as ``results_at``, where the results are in a bucket.
     """
     store = open_store(job.store)
     views, held_out = choose_views(store, job)
     template = load_template(job.template)
+    true = read_surface("truth", str(job.truth)) if job.truth else None
     with results_at(job.results, cache_folder()) as results:
-        return _fit(job, results, store, template, (views, held_out), on_epoch)
+        return _fit(job, results, store, template, (views, held_out), true, on_epoch)
 
 
 def _fit(
@@ -126,6 +128,7 @@ def _fit(
     store: Store,
     template: Template,
     chosen: tuple[ObjectViews, ObjectViews],
+    true: SurfaceMesh | None,
     on_epoch: Callable[[Epoch], None],
 ) -> Fitted:
     mesh, views, held_out = place(template, job.settings, *chosen)
@@ -148,7 +151,7 @@ def _fit(
     pictures.append(rendered(mesh, held_out, job.settings, _SHOWN))
     export(results.folder, mesh, template, views.unit)
     write_whole(results.folder / "views.png", to_png(draw_views(held_out, pictures, (before, after))))
-    chamfer = distance_to(job.truth, mesh, views.unit) if job.truth else None
+    chamfer = distance_to(true, mesh, views.unit) if true else None
     run = _write_tables(job, results, store, mesh, views, epochs, after, chamfer)
     return Fitted(run, results.place, tuple(epochs), tuple(before), tuple(after), chamfer)
 

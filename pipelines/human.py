@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _SEVERITIES = ("error", "warning", "info")
 _STYLES = {"error": "red", "warning": "yellow", "info": "dim"}
 _ROWS = 40
+_DIGITS = 12  # of a version's id, where there is little room; --version takes as few
 _ROOMY = 72  # columns of a terminal that has room for sentences beside names
 _OF_VOLUMES = re.compile("grid|_3d|voxel|geometry|surface|agree")  # columns that say nothing where there are no volumes
 
@@ -88,10 +90,11 @@ def print_findings(console: Console, findings: pa.Table) -> None:
         console.print("Nothing found wrong.")
         return
     for row in rows[:_ROWS]:
-        samples = f"{row['samples']} sample{'' if row['samples'] == 1 else 's'}"
+        samples = f"{row['samples']} sample{'' if row['samples'] == 1 else 's'}" if row["key"] else ""
         told = printable("".join(f"  {name}" for name in (row["check"], row["field"], samples) if name))
         console.print(Text.assemble((row["severity"], _STYLES[row["severity"]]), told), soft_wrap=True)
-        for line in (f"{row['observed']}; expected {row['expected']}", f"for example {row['key']}"):
+        example = (f"for example {row['key']}",) if row["key"] else ()  # a finding about the folder is about no sample
+        for line in (f"{row['observed']}; expected {row['expected']}", *example):
             console.print(Padding(Text(printable(line), overflow="fold"), (0, 0, 0, 4), expand=False))
     if len(rows) > _ROWS:
         console.print(f"and {len(rows) - _ROWS} more kinds of finding")
@@ -295,10 +298,10 @@ def print_sample(console: Console, store: Store, key: str, png: Path | None) -> 
     shown["fields"] = ", ".join(facts["fields"])
     shown["splits"] = ", ".join(facts["splits"])
     _pairs(console, {name: _fact(name, value) for name, value in shown.items()})
-    files = Table("raw file", "size", "sha256", "fields", box=None, header_style="bold", padding=(0, 1))
+    console.print("[bold]raw files[/]")
     for file in facts["files"]:
-        files.add_row(file["path"], size(file["size_byte"]), file["sha256"][:16], ", ".join(file["fields"]))
-    console.print(files)
+        told = f"{', '.join(file['fields'])}: {size(file['size_byte'])}, sha256 {file['sha256'][:16]}"
+        console.print(f"{_plain(file['path'])}\n    {told}", highlight=False, soft_wrap=True)
     found = store.findings.filter(pa.compute.equal(store.findings["key"], key))
     if found.num_rows:
         print_findings(console, found)
@@ -331,14 +334,29 @@ def versions_json(root: Place) -> list[dict[str, Any]]:
 
 def print_versions(console: Console, listed: list[dict[str, Any]]) -> None:
     """The versions as a table."""
-    table = Table("version", "published", "stored", "rejected", "parts", "follows", box=None, header_style="bold", padding=(0, 1))
+    numbers = {"stored": True, "rejected": True, "parts": True}
+    table = _figures(**{"version": False, "published (UTC)": False, **numbers, "follows": False})
     for row in listed:
-        table.add_row(
-            row["version"],
-            row["published"] or "?",
-            str(row["stored"]),
-            str(row["rejected"]),
-            str(row["parts"]),
-            row["parent"] or "-",
-        )
+        published = row["published"]
+        when = f"{datetime.fromisoformat(published):%Y-%m-%d %H:%M}" if published else "?"
+        table.add_row(row["version"], when, *(str(row[name]) for name in ("stored", "rejected", "parts")), row["parent"] or "-")
     console.print(table)
+
+
+def print_runs(console: Console, runs: pa.Table) -> None:
+    """The runs on a store as a table that fits a terminal of 80 columns: all else of a run is in its page and its JSON."""
+    table = _figures(**{"started (UTC)": False, "outcome": False, "in": True, "stored": True, "rejected": True, "time": True})
+    table.add_column("version", no_wrap=True)
+    for row in runs.to_pylist():
+        counts = (str(row[name]) for name in ("listed", "stored", "rejected"))
+        version = (row["version"] or "-")[:_DIGITS]
+        table.add_row(f"{row['started']:%Y-%m-%d %H:%M}", row["outcome"], *counts, duration(row["seconds"]), version)
+    console.print(table)
+
+
+def _figures(**columns: bool) -> Table:
+    """An empty table; columns of numbers are true."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    for name, numbers in columns.items():
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=True)
+    return table

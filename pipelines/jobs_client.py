@@ -8,6 +8,7 @@ with JobClient("http://127.0.0.1:8090", token) as jobs:
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -17,7 +18,7 @@ from typing import Any, Final, TypeVar
 import httpx
 
 from scenemill.schemas.errors import ConfigError, Conflict, SceneMillError, TransientError
-from scenemill.schemas.jobs import ENDED, RUNNING, Job, JobDetail, LogPiece
+from scenemill.schemas.jobs import ENDED, KINDS, RUNNING, Job, JobDetail, LogPiece
 
 _TIMEOUT_S: Final = 60.0
 _WAIT_S: Final = 20.0  # of the service, for more of a log
@@ -93,20 +94,20 @@ class JobClient:
             ConfigError: no such job, a wrong token, or no such service.
             TransientError: the service cannot be reached, or failed.
         """
-        return _made(JobDetail, self._ask("GET", f"/v1/jobs/{_part(job)}"))
+        return _made(JobDetail, self._ask("GET", f"/v1/jobs/{_id(job)}"))
 
     def cancel(self, job: str) -> JobDetail:
         """Cancel a job. Raises as ``show``; Conflict where it has ended."""
-        return _made(JobDetail, self._ask("POST", f"/v1/jobs/{_part(job)}/cancel"))
+        return _made(JobDetail, self._ask("POST", f"/v1/jobs/{_id(job)}/cancel"))
 
     def resume(self, job: str) -> JobDetail:
         """Queue a job again. Raises as ``show``; Conflict where it succeeded or has not ended."""
-        return _made(JobDetail, self._ask("POST", f"/v1/jobs/{_part(job)}/resume"))
+        return _made(JobDetail, self._ask("POST", f"/v1/jobs/{_id(job)}/resume"))
 
     def log(self, job: str, offset: int = 0, wait_s: float = 0.0) -> LogPiece:
         """The next piece of a log; up to ``wait_s`` seconds are waited for it while the job runs. Raises as ``show``."""
         wanted = {"offset": offset, "wait_s": wait_s}
-        return _made(LogPiece, self._ask("GET", f"/v1/jobs/{_part(job)}/log", params=wanted))
+        return _made(LogPiece, self._ask("GET", f"/v1/jobs/{_id(job)}/log", params=wanted))
 
     def logs(self, job: str, *, follow: bool = True) -> Iterator[str]:
         """What a job prints, from the beginning.
@@ -150,21 +151,33 @@ class JobClient:
 def _refusal(answer: httpx.Response) -> SceneMillError:
     try:
         told = answer.json()["error"]
-        words = f"{told['what']} ({told['now']})"
+        whole = told["kind"] in (ConfigError.__name__, Conflict.__name__) or answer.status_code == 404
+        words = told["what"] if whole else f"{told['what']}; {told['now']}"
     except (ValueError, KeyError, TypeError):
         words = f"{answer.url.host} answered {answer.status_code}, but not as a job service does; check the url"
     kinds = {409: Conflict, 408: TransientError, 500: TransientError, 503: TransientError}
     return kinds.get(answer.status_code, ConfigError)(words)
 
 
-def _part(text: str) -> str:
-    """A part of a path that is nothing else.
+def _id(job: str) -> str:
+    """An id as a part of a path.
 
     Raises:
-        ConfigError: it holds other signs than ids and names of kinds do.
+        ConfigError: it is none.
+    """
+    if not re.fullmatch("[0-9a-f]{16}", job):
+        raise ConfigError(f"job {job[:80]!r}: no id of a job, which has 16 digits and letters; scenemill jobs list shows them")
+    return job
+
+
+def _part(text: str) -> str:
+    """The name of a kind as a part of a path.
+
+    Raises:
+        ConfigError: it holds other signs than names do.
     """
     if not (text.isascii() and text.isalnum()):
-        raise ConfigError(f"{text[:80]!r}: no id of a job and no kind; scenemill jobs list shows the ids")
+        raise ConfigError(f"{text[:80]!r}: no kind of a job; kinds are {', '.join(KINDS)}")
     return text
 
 

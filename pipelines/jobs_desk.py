@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from scenemill.pipelines.jobs_roots import JobRoots
 from scenemill.pipelines.jobs_run import LOG, write_json
-from scenemill.pipelines.jobs_specs import REQUEST_FILE, check_spec, without_secrets
+from scenemill.pipelines.jobs_specs import REQUEST_FILE, check_needed, check_spec, without_secrets
 from scenemill.pipelines.jobs_store import JobStore, new_id
 from scenemill.schemas.jobs import ENDED, JobDetail, JobRequest, LogPiece
 from scenemill.schemas.steps import reached
@@ -37,6 +37,7 @@ class JobDesk:
         """
         parent = None if request.parent is None else self.store.get(request.parent).kind
         check_spec(request.kind, request.spec, self._roots, parent)
+        check_needed(request.kind, request.spec)
         name = new_id()
         folder = self._roots.folder(name)
         folder.mkdir(parents=True, mode=0o700)

@@ -184,7 +184,7 @@ def _refuse(request: Request, error: Exception) -> Response:
         headers = {"allow": _allowed(request)} if status == 405 else dict(error.headers or {})
     elif isinstance(error, RequestValidationError):
         first = error.errors()[0]
-        where, what = ".".join(map(str, first["loc"]))[:200], str(first["msg"])
+        where, what = ".".join(map(str, first["loc"]))[:200], f"{str(first['loc'][-1])[:80]}: {first['msg']}"
         status, kind, now = 422, "ConfigError", "See /openapi.json for what can be asked."
     elif isinstance(error, SceneMillError):
         status, kind, what = 409 if isinstance(error, Conflict) else 422, type(error).__name__, str(error)

@@ -87,6 +87,17 @@ def check_spec(kind: str, spec: Spec, roots: JobRoots, parent: str | None) -> No
     _place_paths(kind, spec, place, roots)
 
 
+def check_needed(kind: str, spec: Spec) -> None:
+    """Refuse a spec that leaves its command nothing to do.
+
+    Raises:
+        ConfigError: a path that is needed is empty.
+    """
+    held = {name: value for name, _, value in walk(override_settings(kind_of(kind).settings, spec, (), kind))}
+    if missing := [name for name in kind_of(kind).needed if not held[name]]:
+        raise ConfigError(f"{kind}: {', '.join(missing)} not given; name a path: {missing[0]}=/data/...")
+
+
 def without_secrets(kind: str, spec: Spec) -> Spec:
     """A copy of a spec that anybody may see."""
     shown = copy.deepcopy(spec)

@@ -51,7 +51,8 @@ def read_token(path: Path) -> str:
             token = file.read(4096).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"token {path}: cannot be read ({error}); give the file that scenemill serve-jobs made, or set {TOKEN_VARIABLE}"
+            f"token {path}: {getattr(error, 'strerror', None) or 'no text'}; start scenemill serve-jobs, which makes it, "
+            f"name its file with --token-file, or set {TOKEN_VARIABLE}"
         ) from error
     if held.st_uid != os.geteuid() or stat.S_IMODE(held.st_mode) & 0o077:
         raise ConfigError(f"token {path}: others can read it, or own it; chmod 600 it, or remove it for a new one")

@@ -28,10 +28,15 @@ _FITS: Final = """
     FROM fits JOIN renders USING (run)
     JOIN (SELECT run, min(model) AS model, min(created) AS created FROM scores GROUP BY run) USING (run)
     GROUP BY ALL ORDER BY min(created), run"""
-_SAMPLES: Final = """
-    SELECT run, split, metric, rule, key, sum(tp) AS tp, sum(fp) AS fp, sum(fn) AS fn,
+_OF_RUNS: Final = """
+    JOIN (SELECT DISTINCT run, split AS scored FROM scores) AS runs USING (run)
+    WHERE scored IN (split, 'all')"""
+"""What a run has scores of: one split, or all samples, of which every row tells its own."""
+
+_SAMPLES: Final = f"""
+    SELECT run, scored AS split, metric, rule, key, sum(tp) AS tp, sum(fp) AS fp, sum(fn) AS fn,
            avg(iou_sum / (tp + fp / 2 + fn / 2)) FILTER (tp + fn > 0) AS quality
-    FROM counts GROUP BY ALL HAVING quality IS NOT NULL"""
+    FROM counts {_OF_RUNS} GROUP BY ALL HAVING quality IS NOT NULL"""
 _WORST: Final = f"""
     SELECT * FROM ({_SAMPLES})
     QUALIFY row_number() OVER (PARTITION BY run, split, metric, rule ORDER BY quality, key) <= {WORST}
@@ -40,11 +45,11 @@ _BIN: Final = f"CAST(least(floor({{value}} * {BINS}), {BINS - 1}) AS INTEGER) AS
 _QUALITIES: Final = f"""
     SELECT run, split, metric, rule, {_BIN.format(value="quality")}, count(*) AS number FROM ({_SAMPLES}) GROUP BY ALL"""
 _MATCHES: Final = f"""
-    SELECT run, split, metric, rule, {_BIN.format(value="iou_sum / tp")}, sum(tp) AS number
-    FROM counts WHERE tp > 0 GROUP BY ALL"""
-_DEPTHS: Final = """
-    SELECT run, split, count(*) AS samples, avg(abs_rel) AS abs_rel, avg(rmse_m) AS rmse_m, avg(delta_1) AS delta_1
-    FROM depths GROUP BY ALL ORDER BY run, split"""
+    SELECT run, scored AS split, metric, rule, {_BIN.format(value="iou_sum / tp")}, sum(tp) AS number
+    FROM counts {_OF_RUNS} AND tp > 0 GROUP BY ALL"""
+_DEPTHS: Final = f"""
+    SELECT run, scored AS split, count(*) AS samples, avg(abs_rel) AS abs_rel, avg(rmse_m) AS rmse_m, avg(delta_1) AS delta_1
+    FROM depths {_OF_RUNS} GROUP BY ALL ORDER BY run, scored"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,12 @@ class Board:
     source: str
     metric: str
     series: tuple[Series, ...]
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Which of quality (0), segmentation (1) and recognition (2) any of its series has."""
+        held = [values for one in self.series for values in (one.groups.get(group) for group in GROUPS) if values]
+        return tuple(place for place in range(3) if any(values[place] is not None for values in held))
 
 
 @dataclass(frozen=True)
@@ -164,12 +175,13 @@ def report(folder: Place) -> Report:
     runs = {one.run for one in listed}
     samples = _by_series(worst)
     bins = _by_series(qualities), _by_series(matches)
+    studies = (_study(kind, found, samples, *bins) for kind, found in _kinds(listed).items())
     return Report(
         folder,
         len({one.run for one in series if not one.published}) + len(fits),
         tuple(_boards(listed)),
         lineages(series),
-        tuple(_study(kind, found, samples, *bins) for kind, found in _kinds(listed).items()),
+        tuple(study for study in studies if study.classes or any(study.worst)),
         tuple(Depth(**row) for row in depths.to_pylist() if row["run"] in runs),
         fits,
     )

@@ -57,11 +57,12 @@ def _links(name: str, links: Iterable[tuple[str, str]]) -> str:
 
 def _board(number: int, board: Board) -> str:
     names = "".join(
-        f'<th class="n first" colspan="{len(GROUPS)}" scope="colgroup">{escape(n)}</th>' for n in measures(board.metric)
+        f'<th class="n first" colspan="{len(GROUPS)}" scope="colgroup">{escape(measures(board.metric)[place])}</th>'
+        for place in board.places
     )
-    groups = "".join(_cell("th", group.capitalize(), place == 0) for _ in range(3) for place, group in enumerate(GROUPS))
+    groups = "".join(_cell("th", group.capitalize(), place == 0) for _ in board.places for place, group in enumerate(GROUPS))
     ours = [one.published for one in board.series].index(False) if any(not one.published for one in board.series) else None
-    rows = "\n".join(_line(one, place == ours) for place, one in enumerate(board.series))
+    rows = "\n".join(_line(one, board.places, place == ours) for place, one in enumerate(board.series))
     return (
         f'<h2 id="board-{number}">{escape(title(board.source, board.metric))}: leaderboard</h2>\n'
         f'<div class="card"><table>\n<thead><tr><th rowspan="2" scope="col">Model</th>{names}</tr>\n<tr>{groups}</tr></thead>\n'
@@ -69,8 +70,8 @@ def _board(number: int, board: Board) -> str:
     )
 
 
-def _line(one: Series, first_of_ours: bool) -> str:
-    values = [(one.groups.get(group, (None, None, None))[place], group) for place in range(3) for group in GROUPS]
+def _line(one: Series, places: Iterable[int], first_of_ours: bool) -> str:
+    values = [(one.groups.get(group, (None, None, None))[place], group) for place in places for group in GROUPS]
     cells = "".join(_cell("td", percent(value), group == GROUPS[0]) for value, group in values)
     style = "" if one.published else f' class="ours{" mark" if first_of_ours else ""}"'
     badge = '<span class="badge">published</span>' if one.published else '<span class="badge ours">ours</span>'
@@ -156,8 +157,6 @@ def _legend(series: Iterable[Series]) -> str:
 
 
 def _class_bars(number: int, study: Study) -> str:
-    if not study.classes:
-        return '<p class="faint">No class has a score.</p>'
     quality = measures(study.metric)[0]
     values = [[one.groups.get(name, (None,))[0] for name in study.classes] for one in study.series]
     names = [printable(name) for name in study.classes]

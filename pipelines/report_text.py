@@ -15,6 +15,10 @@ from scenemill.schemas.published import GROUPS
 _SHOWN: Final = 8
 """Checkpoints of a training that are shown at the least, where there are so many; the best come besides."""
 
+_EXAMINED: Final = ("prq", "pq")
+"""Metrics whose worst samples are named: those of depth-aware quality are nearly the same, and on the page."""
+
+_INDENT, _FIGURE_WIDTH = 4, 7  # signs before the figures of a board, and of each
 _PLACE_WIDTH, _CURVE_WIDTH = 14, 26  # signs of epoch and step, and of a curve with a rule of usual length
 
 
@@ -22,17 +26,18 @@ def print_report(console: Console, told: Report) -> None:
     """The leaderboards, the curves, errors of depth, and the worst samples of the newest run on each source and metric."""
     for board in told.boards:
         console.print(Text(f"\n{title(board.source, board.metric)}, in percent", style="bold"))
-        console.print(_drawn(board))
+        _print_board(console, board)
     for lineage in told.lineages:
         print_lineage(console, lineage)
     if told.depths:
-        console.print(Text("\nDepth, means over samples", style="bold"))
+        console.print(Text("\nDepth, means over samples, delta_1 in percent", style="bold"))
         console.print(_drawn_depths(told.depths))
     if told.fits:
         console.print(Text("\nFitted meshes, means over held-out views, IoU and SSIM in percent", style="bold"))
         console.print(_drawn_fits(told.fits))
     for study in {(study.source, study.metric): study for study in reversed(told.studies)}.values():
-        _print_worst(console, study)
+        if study.metric in _EXAMINED:
+            _print_worst(console, study)
     if not told.runs:
         console.print("\nNo runs of our own yet: only what others published.")
 
@@ -68,23 +73,26 @@ def _chosen(curves: Iterable[Curve], points: int) -> list[int]:
     return sorted(even | {place for place in best if place is not None})
 
 
-def _drawn(board: Board) -> Table:
-    drawn = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
-    drawn.add_column("model", overflow="fold", min_width=16)
-    for name in measures(board.metric):
-        for group in GROUPS:
-            drawn.add_column(f"{name}\n{group}", justify="right", no_wrap=True)
+def _print_board(console: Console, board: Board) -> None:
+    """Of each series a line that says what it is, over as many as that takes, and a line of figures."""
+    names = [measures(board.metric)[place] for place in board.places]
+    console.print(Text(" " * _INDENT + "".join(f"{name:>{3 * _FIGURE_WIDTH}}" for name in names), style="bold"))
+    console.print(_figures(GROUPS * len(names), "bold"))
     for one in board.series:
-        values = [percent(one.groups.get(group, (None, None, None))[place]) for place in range(3) for group in GROUPS]
-        drawn.add_row(Text.assemble((printable(one.model), "bold"), "\n", (describe(one), "dim")), *values)
-    return drawn
+        console.print(Text.assemble((printable(one.model), "bold"), ", ", (describe(one), "dim"), overflow="fold"))
+        values = [one.groups.get(group, (None, None, None))[place] for place in board.places for group in GROUPS]
+        console.print(_figures(map(percent, values)))
+
+
+def _figures(texts: Iterable[str], style: str = "") -> Text:
+    return Text(" " * _INDENT + "".join(f"{text:>{_FIGURE_WIDTH}}" for text in texts), style=style)
 
 
 def _drawn_depths(depths: Iterable[Depth]) -> Table:
     drawn = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     drawn.add_column("run", overflow="fold")
     drawn.add_column("split")
-    for name in ("samples", "abs rel", "RMSE, m", "delta < 1.25"):
+    for name in ("samples", "abs rel", "RMSE, m", "delta_1"):
         drawn.add_column(name, justify="right", no_wrap=True)
     for depth in depths:
         names = Text(printable(depth.run)), Text(printable(depth.split))

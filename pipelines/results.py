@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -35,7 +36,7 @@ def to_bytes(table: pa.Table, form: str) -> bytes:
         return (json.dumps(rows, ensure_ascii=False, default=str, indent=1) + "\n").encode()
     if form == "parquet":
         return to_parquet(table)
-    raise ConfigError(f"format {form!r} is not known; use table, {', '.join(FORMATS)}")
+    raise ConfigError(f"format {form!r} is not known; use table (on a terminal), {', '.join(FORMATS)}")
 
 
 def _csv(table: pa.Table) -> str:
@@ -65,8 +66,9 @@ def print_table(console: Console, table: pa.Table) -> None:
     drawn = Table(box=None, header_style="bold", padding=(0, 1))
     for column in table.schema:
         drawn.add_column(Text(printable(column.name)), justify="right" if _is_number(column.type) else "left", no_wrap=True)
+    decimals = {name: decimals_of(row[name] for row in rows) for name in table.column_names}
     for row in rows:
-        drawn.add_row(*map(_cell, row.values()))
+        drawn.add_row(*(_cell(value, decimals[name]) for name, value in row.items()))
     if Measurement.get(console, console.options.update(max_width=1 << 16), drawn).maximum <= console.width:
         console.print(drawn)
     else:
@@ -79,7 +81,7 @@ def _print_rows(console: Console, rows: list[dict[str, Any]]) -> None:
     for number, row in enumerate(rows, start=1):
         drawn = Table.grid(padding=(0, 2))
         for name, value in row.items():
-            drawn.add_row(Text(printable(name), style="dim"), _cell(value))
+            drawn.add_row(Text(printable(name), style="dim"), _cell(value, decimals_of([value])))
         console.rule(f"row {number}", align="left", style="dim")
         console.print(drawn)
 
@@ -88,24 +90,34 @@ def _is_number(type_: pa.DataType) -> bool:
     return bool(pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_))
 
 
-def _cell(value: Any) -> Text:
+def _cell(value: Any, decimals: int) -> Text:
     if value is None:
         return Text("null", style="dim")
     if isinstance(value, float):
-        return Text(number(value))
+        return Text(number(value, decimals))
     if isinstance(value, datetime):
         return Text(f"{value:%Y-%m-%d %H:%M:%S}")
     return Text("\n".join(printable(line) for line in str(value).splitlines()))
 
 
-def number(value: float) -> str:
-    """A number for a person: four decimals, and powers of ten where those say nothing.
+def decimals_of(values: Iterable[Any]) -> int:
+    """How many decimals the numbers of a column need, four at most.
+
+    >>> decimals_of([89.7, 100.0, None]), decimals_of([1 / 3])
+    (1, 4)
+    """
+    told = (number(value).rstrip("0").partition(".")[2] for value in values if isinstance(value, float))
+    return min(4, max(map(len, told), default=0))
+
+
+def number(value: float, decimals: int = 4) -> str:
+    """A number for a person: so many decimals, and powers of ten where those say nothing.
 
     >>> number(0.54321), number(0.0), number(1e-7), number(12345678.9)
     ('0.5432', '0.0000', '1.000e-07', '1.235e+07')
     """
     plain = value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e6
-    return f"{value:.4f}" if plain else f"{value:.3e}"
+    return f"{value:.{decimals}f}" if plain else f"{value:.3e}"
 
 
 def printable(text: str) -> str:

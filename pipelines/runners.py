@@ -1,5 +1,6 @@
 """Running a function over groups of work, here or elsewhere. Keys, facts and receipts move; arrays never do."""
 
+import logging
 import os
 import shlex
 import signal
@@ -34,6 +35,8 @@ from scenemill.pipelines.runner_work import (
 )
 from scenemill.schemas.errors import ConfigError
 
+# in a notebook Beam asks for an extra that only draws collections
+logging.getLogger("apache_beam.runners.interactive").setLevel(logging.ERROR)
 _SIGNAL_S: Final = 0.2  # from a worker's end to the signal that ended it being seen here as well
 
 

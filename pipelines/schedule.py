@@ -107,7 +107,7 @@ class Scheduler:
             check_address(schedule.alerts)
             make_trigger(schedule)
         if again := self.runs.recover():
-            on_event(f"{again} runs were under way when the last scheduler ended: they are run again")
+            on_event(f"under way when the last scheduler ended, now run again: {again}")
 
     def look(self) -> None:
         """Write down what is due, and what the files want backfilled; tell the ends of runs that were not told yet."""

@@ -17,8 +17,8 @@ _SURFACE_BAND: Final = 3.0  # voxels: occupancy of BUOL and Uni-3D, where the tr
 class SplitConfig:
     """The samples of one split, and how they are read."""
 
-    base_dir: str = field(default="", metadata=About(help="Folder above data/."))
-    json_path: str = field(default="", metadata=About(help="The split list."))
+    base_dir: str = field(default="", metadata=About(help="A store; or a raw folder, the one above data/; empty for no samples."))
+    json_path: str = field(default="", metadata=About(help="Name or path of the split list; empty for all samples."))
     batch_size: int = field(default=1, metadata=About(help="Samples in a batch, per process.", least=1))
     num_workers: int = field(default=1, metadata=About(help="Processes that read.", least=0))
 

@@ -135,6 +135,10 @@ class Form:
 def fill(target: NDArray[Any], values: Any) -> None:
     """Copy what a file holds into an array of a sample: all of it as it is, or none.
 
+    Args:
+        target: the array of one field of a sample, in the field's shape and dtype; written in place.
+        values: what the file holds: the same shape, any dtype.
+
     Raises:
         SourceError: another shape, or a value that the array's dtype cannot hold.
 

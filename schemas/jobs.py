@@ -114,20 +114,22 @@ class Kind:
         settings: the class of its spec.
         paths: dotted names of the settings that are paths.
         results: names of what it leaves for its children, which say ``{parent.NAME}`` in place of a path.
+        needed: dotted names of the settings without which its command has nothing to do.
     """
 
     settings: type
     paths: tuple[str, ...]
     results: tuple[str, ...]
+    needed: tuple[str, ...] = ()
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "ingest": Kind(IngestSpec, ("input", "output"), ("store",)),
+    "ingest": Kind(IngestSpec, ("input", "output"), ("store",), ("input",)),
     "train": Kind(ExperimentConfig, _EXPERIMENT_PATHS, ("checkpoint", "results")),
-    "evaluate": Kind(ExperimentConfig, _EXPERIMENT_PATHS, ("results",)),
-    "inference": Kind(ExperimentConfig, _EXPERIMENT_PATHS, ("results",)),
-    "export": Kind(ExperimentConfig, _EXPERIMENT_PATHS, ("results",)),
-    "fit": Kind(FitSpec, ("store", "out", "template", "truth", "tables"), ("results",)),
+    "evaluate": Kind(ExperimentConfig, _EXPERIMENT_PATHS, ("results",), ("evaluate.checkpoint",)),
+    "inference": Kind(ExperimentConfig, _EXPERIMENT_PATHS, ("results",), ("inference.checkpoint", "inference.images_dir")),
+    "export": Kind(ExperimentConfig, _EXPERIMENT_PATHS, ("results",), ("export.checkpoint",)),
+    "fit": Kind(FitSpec, ("store", "out", "template", "truth", "tables"), ("results",), ("store",)),
 }
 """By name, which is that of the command."""
 

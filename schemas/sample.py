@@ -56,7 +56,8 @@ class Sample:
 
     Attributes:
         key: ``scene/image``.
-        arrays: field name -> array; fields the view does not have are absent.
+        arrays: field name -> array, in the axes, dtype, unit and frame of the field table (``schemas/fields.py``; ``Store.layout.fields``
+            of a store of one's own form); fields the view does not have are absent.
         facts: what is known besides the arrays: a row of the samples table, or the part of it that is known so far.
     """
 

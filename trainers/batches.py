@@ -82,7 +82,7 @@ class _Member:
 
 
 class SceneDataset(Dataset[Example | Skipped]):
-    """The samples of one or more stores, as examples a model can be trained on.
+    """The samples of one or more stores, as examples a model can be trained on; ``SceneLoader`` stacks them to batches.
 
     Args:
         stores: open stores, their folders, or their URIs in object stores.
@@ -288,8 +288,8 @@ class _Sampler:
 class SceneLoader:
     """Batches of a dataset on a device, in an order that a seed decides and two integers resume.
 
-    Iterating gives the batches from ``state`` to the end of its epoch, and moves ``state`` on with each batch handed out. A batch
-    on the CPU is drawn in memory that is used again once nobody holds that batch.
+    Iterating gives each ``trainers.collate.Batch``, which says shapes, dtypes and units, from ``state`` to the end of its epoch, and
+    moves ``state`` on with each that is handed out. One on the CPU is drawn in memory that is used again once nobody holds it.
 
     Attributes:
         dataset: what to read.
@@ -303,6 +303,10 @@ class SceneLoader:
         dense: False to leave volumes as blocks, for a model or a step that expands them itself.
         prefetch: batches each worker reads ahead.
         skipped: the samples that could not be read so far, in the order they were met.
+
+    Raises:
+        ConfigError: a value out of its range, or two that do not fit.
+        Corrupt: (from iterating) as ``SceneDataset``.
     """
 
     dataset: SceneDataset

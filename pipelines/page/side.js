@@ -118,6 +118,7 @@ export class Side {
       this.chosen[name] = value;
       this.makeFilters();
       this.ask(0);
+      this.makeDetail();
     });
   }
 
@@ -165,7 +166,7 @@ export class Side {
 
   makeSample(row) {
     const badge = row.warnings ? h("span.badge.warning", { title: "warnings" }, String(row.warnings)) : null;
-    return this.makeRow(row.key, undefined, keyWords(row.key), row.split ? h("span.faint", {}, row.split) : null, badge);
+    return this.makeRow(row.key, undefined, keyWords(row.key), h("span", {}, badge, h("span.faint", {}, ` ${row.split ?? ""}`)));
   }
 
   makeFinding(row) {
@@ -249,8 +250,14 @@ export class Side {
       this.detail,
       h("h2.wrap", {}, sample.key),
       Object.entries(sample.roots).map(([name, held]) => [h("h3", {}, name), this.makeFacts(held.facts), held.findings.map((row) => this.makeOwn(row))]),
-      Object.entries(sample.metrics).map(([name, rows]) => makeMetrics(name, rows)),
+      Object.entries(sample.metrics).map(([name, rows]) => makeMetrics(name, rows, this.runOf(name, rows))),
     );
+  }
+
+  /** The run whose numbers a sample is shown with: the one chosen among the metrics, else the newest of the tables that scored it. */
+  runOf(name, rows) {
+    const runs = this.runRows().filter((run) => run.root === name && rows.some((row) => row.run === run.run));
+    return runs.find((run) => runName(run) === this.chosen.run) ?? runs[0];
   }
 
   makeFacts(facts) {
@@ -263,13 +270,14 @@ export class Side {
   }
 }
 
-/** A table of the quality of each class, a column for each run, metric and rule. */
-function makeMetrics(name, rows) {
-  if (!rows.length) return [h("h3", {}, name), h("p.empty.faint", {}, "No run was scored on this sample.")];
-  const columns = [...new Set(rows.map((row) => `${row.run} · ${row.metric} · ${row.rule}`))].slice(0, 4);
+/** A table of the quality of each class by one run, a column for each metric and rule. */
+function makeMetrics(name, all, run) {
+  if (!run) return [h("h3", {}, name), h("p.empty.faint", {}, "No run was scored on this sample.")];
+  const rows = all.filter((row) => row.run === run.run);
+  const columns = [...new Set(rows.map((row) => `${row.metric} ${row.rule}`))];
   const classes = [...new Map(rows.map((row) => [row.class_id, row.class_name]))].sort((a, b) => a[0] - b[0]);
-  const cell = (column, id) => rows.find((row) => `${row.run} · ${row.metric} · ${row.rule}` === column && row.class_id === id);
-  const heads = columns.map((column) => h("th", { title: column }, column.split(" · ").slice(1).join(" ")));
+  const cell = (column, id) => rows.find((row) => `${row.metric} ${row.rule}` === column && row.class_id === id);
+  const heads = columns.map((column) => h("th", {}, column));
   const lines = classes.map(([id, text]) => {
     const cells = columns.map((column) => {
       const row = cell(column, id);
@@ -277,7 +285,8 @@ function makeMetrics(name, rows) {
     });
     return h("tr", {}, h("th", {}, text), cells);
   });
-  return [h("h3", {}, name), h("div.scroll", {}, h("table", {}, h("thead", {}, h("tr", {}, h("th"), heads)), h("tbody", {}, lines)))];
+  const told = h("p.faint.wrap", { title: run.run }, `${run.model}${place(run)}`);
+  return [h("h3", {}, name), told, h("div.scroll", {}, h("table", {}, h("thead", {}, h("tr", {}, h("th"), heads)), h("tbody", {}, lines)))];
 }
 
 /** Whether two keys are of one sample: predictions name it with "_" for "/". */

@@ -165,3 +165,9 @@ def test_what_cannot_be_fitted_is_told(store: Path, tmp_path: Path) -> None:
     empty.write_text("v 0 0 0\n")
     with pytest.raises(ConfigError, match="no faces"):
         run_fit(job(store, tmp_path, template=str(empty)), silent)
+    away = tmp_path / "away.obj"
+    with pytest.raises(ConfigError, match=r"template .*away.obj: no such file"):
+        run_fit(job(store, tmp_path, template=str(away)), silent)
+    with pytest.raises(ConfigError, match=r"truth .*away.obj: no such file"):
+        run_fit(job(store, tmp_path / "never", truth=away), silent)
+    assert not (tmp_path / "never").exists()  # told before the first epoch, not after the last one

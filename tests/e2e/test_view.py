@@ -376,6 +376,8 @@ def test_rows_lead_to_what_they_are_about(tab: Tab, samples: Path, samples_viewe
     worst = tab.page.locator(".list button.row").first.get_attribute("data-key")
     tab.click(".list button.row").until_sample(worst)
     assert "missed" in tab.text(".list")
+    runs = tab.page.evaluate("async () => (await (await fetch('api/index')).json()).roots.find(root => root.runs).runs")
+    assert runs[0]["model"] in tab.text(".detail")
     tab.click(".tabs button:text-is('findings')")
     tab.page.wait_for_selector(".list .badge, .list .empty")
     for row in store.findings.to_pylist()[:1]:

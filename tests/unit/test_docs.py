@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import scenemill
 from scenemill.pipelines.cli import app
@@ -157,7 +158,21 @@ def test_the_reference_has_every_field_label_check_and_verb(pages: dict[str, Cal
     assert all(f"| `{field.name}` |" in fields for source in SOURCES for field in fields_of(source))
     assert all(f"| {label.id} | {label.name} |" in labels for label in LABELS)
     assert all(f"| `{check.name}` |" in checks for check in CHECKS)
+    assert "| `--seed` | `0` |" in verbs and "| `depth_min` | Near end of the frustum, metres" in pages["names"]()
     assert "## `scenemill ingest`" in verbs and "## `scenemill jobs create`" in verbs and "`--samples-per-part`" in verbs
+
+
+def helps(command: Any, words: tuple[str, ...] = ()) -> Iterator[str]:
+    """What help says of every verb."""
+    yield CliRunner().invoke(app, [*words, "--help"]).output
+    for name, below in getattr(command, "commands", {}).items():
+        yield from helps(below, (*words, name))
+
+
+def test_help_says_what_every_argument_takes_and_nothing_of_what_flags_take() -> None:
+    shown = list(helps(typer.main.get_command(app)))
+    assert len(shown) > 50 and any("<path|uri>" in text for text in shown)
+    assert [text for text in shown if "Any" in text or "<bool>" in text] == []
 
 
 def test_the_reference_has_every_table_and_every_public_name(pages: dict[str, Callable[[], str]]) -> None:

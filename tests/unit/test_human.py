@@ -1,6 +1,7 @@
 """What commands print for a person: findings that can be read at any width and acted on, and a plan of nothing."""
 
 import io
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from scenemill.pipelines.forecast import Forecast
-from scenemill.pipelines.human import print_findings, print_forecast
+from scenemill.pipelines.human import print_findings, print_forecast, print_runs
 from scenemill.schemas.errors import NotPublished
 from scenemill.transforms.store import open_store
 
@@ -51,6 +52,12 @@ def test_a_finding_about_no_field_leaves_no_gap() -> None:
     assert sink.getvalue().splitlines()[0] == "warning  labels_known  1 sample"
 
 
+def test_a_finding_about_the_folder_is_about_no_sample() -> None:
+    drawn, sink = console(80)
+    print_findings(drawn, pa.Table.from_pylist([finding("info", key="") | {"field": "", "check": "list"}]))
+    assert sink.getvalue().splitlines()[0] == "info  list" and "for example" not in sink.getvalue()
+
+
 def test_no_finding_is_said() -> None:
     drawn, sink = console(80)
     print_findings(drawn, pa.Table.from_pylist([finding("info")]).slice(0, 0))
@@ -70,3 +77,16 @@ def test_a_raw_folder_taken_for_a_store_is_told_with_what_makes_one(tmp_path: Pa
         open_store(tmp_path)
     with pytest.raises(NotPublished, match=f"--input DIR --output {tmp_path / 'store'}"):
         open_store(tmp_path / "store")
+
+
+def test_the_runs_on_a_large_store_are_a_line_each_at_80_columns() -> None:
+    run = {"started": datetime(2026, 11, 27, 6, 5, 59, tzinfo=UTC), "outcome": "published", "listed": 134_389, "stored": 134_000}
+    runs = [run | {"rejected": 389, "seconds": 12_620.0, "version": "648d8aaa61d3cf77"}]
+    runs.append(run | {"outcome": "stopped", "rejected": 134_389, "stored": 0, "seconds": 75.0, "version": None})
+    drawn, sink = console(80)
+    print_runs(drawn, pa.Table.from_pylist(runs))
+    lines = [line.split() for line in sink.getvalue().splitlines()]
+    assert lines[1:] == [
+        ["2026-11-27", "06:05", "published", "134389", "134000", "389", "3", "h", "30", "min", "648d8aaa61d3"],
+        ["2026-11-27", "06:05", "stopped", "134389", "0", "134389", "1", "min", "15", "s", "-"],
+    ]

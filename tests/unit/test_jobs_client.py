@@ -73,22 +73,30 @@ def test_a_client_asks_for_everything_there_is(client: JobClient) -> None:
     assert client.resume(first.id).state == "queued"
 
 
-def test_errors_are_of_the_kind_that_says_what_to_do(client: JobClient, service: JobService) -> None:
-    job = client.create("fit", {})
+def test_errors_are_of_the_kind_that_says_what_to_do(client: JobClient, service: JobService, home: Path) -> None:
+    whole = {"store": str(home.parents[2] / "views")}
+    job = client.create("fit", whole)
     with pytest.raises(Conflict, match="queued"):
         client.resume(job.id)
     with pytest.raises(ConfigError, match="not known"):
         client.show("0" * 16)
     with pytest.raises(ConfigError, match="epochs"):
-        client.create("fit", {"settings": {"epochs": 0}})
+        client.create("fit", whole | {"settings": {"epochs": 0}})
     with pytest.raises(ConfigError, match="not in one of the service's roots"):
         client.create("fit", {"store": "/etc"})
     for spec in ({"a": {1, 2}}, {"a": float("nan")}):
         with pytest.raises(ConfigError, match="spec"):
             client.create("fit", spec)
-    for part in ("../metrics", "", "a/b", "é"):
+    for kind in ("ingest", "fit", "evaluate", "inference", "export"):
+        with pytest.raises(ConfigError, match=rf"{kind}: \w.* not given"):
+            client.create(kind, {})
+    with pytest.raises(ConfigError, match=r"^kind: .*ingest"):
+        client.create("rm", {})
+    for part in ("../metrics", "", "a/b", "é", "1234"):
         with pytest.raises(ConfigError, match="no id"):
             client.show(part)
+        with pytest.raises(ConfigError, match="kind"):
+            client.schema(part)
     with JobClient(service.url, "x" * 32) as wrong, pytest.raises(ConfigError, match="token"):
         wrong.list()
 
@@ -125,7 +133,7 @@ def test_the_token_goes_to_the_address_given_and_nowhere_else() -> None:
 
 
 def test_a_log_is_followed_to_the_end_of_its_job(client: JobClient, store: JobStore, home: Path) -> None:
-    job = client.create("ingest", {})
+    job = client.create("ingest", {"input": str(home.parents[2] / "raw")})
     folder = home / "jobs" / job.id
     assert list(client.logs(job.id, follow=False)) == []
     texts: list[str] = []

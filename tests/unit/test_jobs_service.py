@@ -246,7 +246,7 @@ def test_a_log_is_told_as_it_grows(world: World) -> None:
 
 
 def test_prometheus_is_told_how_many_jobs_are_in_which_state(world: World) -> None:
-    job = world.create("fit")
+    job = world.create("fit", spec={"store": str(world.root)})
     time.sleep(0.01)
     lines = dict(line.rsplit(" ", 1) for line in world.http.get("/metrics").text.splitlines() if not line.startswith("#"))
     counts = world.store.count()
@@ -267,7 +267,7 @@ def test_a_job_of_a_time_to_come_has_not_waited_less_than_nothing(world: World, 
     for held in world.store.find((QUEUED,), limit=1000):
         world.store.end(held.id, "cancelled", "as a test")
     monkeypatch.setattr(jobs_store, "now", lambda: "2999-01-01T00:00:00.000+00:00")
-    job = world.create("fit")
+    job = world.create("fit", spec={"store": str(world.root)})
     assert "scenemill_jobs_oldest_queued_seconds 0.0" in world.http.get("/metrics").text.splitlines()
     world.store.end(job, "cancelled", "as a test")
 

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from scenemill.pipelines.cli import app
 from scenemill.pipelines.query import query, query_all
 from scenemill.pipelines.results import SHOWN, print_table, to_bytes
 from scenemill.pipelines.tables import append_run
@@ -254,7 +256,7 @@ def test_parquet() -> None:
 
 
 def test_no_such_format() -> None:
-    with pytest.raises(ConfigError, match="use table, csv, json, parquet"):
+    with pytest.raises(ConfigError, match=r"use table \(on a terminal\), csv, json, parquet"):
         to_bytes(ANSWER, "xml")
 
 
@@ -274,6 +276,24 @@ def test_a_table_for_a_person() -> None:
         "[bold]b\\x1b[2J     null      20",
         "2 rows",
     ]
+
+
+def test_numbers_are_drawn_with_the_decimals_that_their_column_needs() -> None:
+    text = drawn(pa.table({"prq": [89.7, 100.0], "iou": [0.5, 1 / 3], "chamfer": [1e-7, 2e-7], "whole": [3.0, None]}))
+    assert [line.split() for line in text.splitlines()[1:3]] == [
+        ["89.7", "0.5000", "1.000e-07", "3"],
+        ["100.0", "0.3333", "2.000e-07", "null"],
+    ]
+
+
+def test_an_answer_is_written_as_the_name_of_its_file_says(folder: Path, tmp_path: Path) -> None:
+    def ask(name: str, *words: str) -> Any:
+        return CliRunner().invoke(app, ["query", str(folder), "SELECT 1 AS a", "--out", str(tmp_path / name), *words])
+
+    assert ask("a.csv").exit_code == ask("a.json").exit_code == ask("b.txt", "--format", "csv").exit_code == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.txt").read_text() == "a\n1\n"
+    assert json.loads((tmp_path / "a.json").read_text()) == [{"a": 1}]
+    assert isinstance(ask("a.txt").exception, ConfigError)
 
 
 def test_a_wide_table_is_drawn_row_by_row() -> None:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from scenemill.pipelines.report import BINS, RUNS, WORST, Report, report
 from scenemill.pipelines.report_page import page, write_html
 from scenemill.pipelines.report_text import print_report
 from scenemill.pipelines.series import describe
-from scenemill.pipelines.tables import append_run
+from scenemill.pipelines.tables import append_run, read_table
 from scenemill.schemas.errors import NotPublished
 from scenemill.schemas.published import PUBLISHED
 from scenemill.schemas.tables import COUNTS, DEPTHS, FITS, RENDERS, SCORES, table_of
@@ -47,7 +48,7 @@ def add_run(folder: Path, run: str, day: int = 0, samples: int = 3, **same: Any)
     values |= {"all": (same["quality"], 0.42, 0.53)} if "quality" in same else {}
     values |= {"wall": (0.0, 0.0, 0.0), same.get("name", "chair"): (0.6, 0.7, 0.8)}
     scores = [{**about, "group": g, "quality": q, "segmentation": s, "recognition": r} for g, (q, s, r) in values.items()]
-    depth = {"run": run, "store_version": "v", "key": "s/1", "split": "test", "pixels": 9, "abs_rel": 0.1, "rmse_m": 0.25}
+    depth = {"run": run, "store_version": "v", "key": "s/1", "split": facts["split"], "pixels": 9, "abs_rel": 0.1, "rmse_m": 0.25}
     depths = [{**depth, "delta_1": 0.9}, {**depth, "key": "s/2", "abs_rel": 0.3, "delta_1": 0.7}]
     append_run(
         folder, run, {"counts": table_of(COUNTS, counts), "scores": table_of(SCORES, scores), "depths": table_of(DEPTHS, depths)}
@@ -111,6 +112,30 @@ def test_boards_hold_published_results_first_and_then_ours(told: Report) -> None
     assert front3d[-1].groups["things"] == (0.6, 0.7, 0.8)
     assert (front3d[-1].samples, front3d[0].samples) == (3, None)
     assert told.runs == 3
+
+
+def test_a_run_on_all_samples_has_the_counts_of_every_split(tmp_path: Path, told: Report) -> None:
+    """Every row of counts and depths says the split of its own sample, those of scores that all were asked for."""
+    add_run(tmp_path / "one", "first", samples=12)
+    tables = {name: read_table(tmp_path / "one", name) for name in ("counts", "depths", "scores")}
+    ours = tables["scores"].filter(pc.invert(tables["scores"]["published"])).to_pylist()
+    splits = {f"s/{number}": ("train", "val")[number % 2] for number in range(1, 13)}
+    mixed = {name: [row | {"split": splits[row["key"]]} for row in tables[name].to_pylist()] for name in ("counts", "depths")}
+    rows = {name: table_of(schema, mixed[name]) for name, schema in (("counts", COUNTS), ("depths", DEPTHS))}
+    append_run(tmp_path / "all", "first", rows | {"scores": table_of(SCORES, [row | {"split": "all"} for row in ours])})
+    wanted, seen = report(tmp_path / "one"), report(tmp_path / "all")
+    for name in ("worst", "qualities", "matches"):
+        assert getattr(seen.studies[0], name) == getattr(wanted.studies[0], name)
+    assert [(depth.split, depth.samples, depth.abs_rel) for depth in seen.depths] == [("all", 2, wanted.depths[0].abs_rel)]
+
+
+def test_a_measure_that_no_run_has_is_on_no_board(tmp_path: Path) -> None:
+    add_run(tmp_path, "a", metric="dpq_mean")
+    scores = read_table(tmp_path, "scores").to_pylist()
+    bare = [row | {"run": "b", "segmentation": None, "recognition": None} for row in scores if row["run"] == "a"]
+    append_run(tmp_path / "b", "b", {"counts": COUNTS.empty_table(), "scores": table_of(SCORES, bare)})
+    boards = {board.metric: board.places for board in report(tmp_path / "b").boards}
+    assert boards == {"prq": (0, 1, 2), "dpq_mean": (0,)}
 
 
 def test_worst_samples_are_the_hand_counted(told: Report) -> None:
@@ -230,8 +255,8 @@ def test_a_curve_is_drawn_to_scale_and_its_ring_is_at_the_best() -> None:
 
 def test_the_text_shows_the_published_layout(told: Report) -> None:
     lines = text_of(told).splitlines()
-    line = next(line for line in lines if line.startswith("NvPanoptix3D"))
-    assert line.split()[1:] == ["54.32", "49.74", "74.90", "62.95", "58.98", "80.80", "83.94", "82.15", "92.00"]
+    place = next(place for place, line in enumerate(lines) if line.startswith("NvPanoptix3D"))
+    assert lines[place + 1].split() == ["54.32", "49.74", "74.90", "62.95", "58.98", "80.80", "83.94", "82.15", "92.00"]
     assert any("second, split test, rule reference, 3" in line for line in lines)
 
 
@@ -244,20 +269,16 @@ def test_no_name_steers_the_terminal(told: Report, width: int) -> None:
 
 
 def test_tables_without_runs_of_our_own_rows(tmp_path: Path) -> None:
-    """A run with scores alone: nothing to count, nothing to draw, and still a report."""
+    """A run with an average alone: nothing to count, nothing to draw, and still a report."""
     add_run(tmp_path, "bare")
     rows = table_of(SCORES, [{**row, "run": "empty", "group": "all"} for row in _one_score(tmp_path)])
     append_run(tmp_path / "other", "empty", {"counts": COUNTS.empty_table(), "scores": rows})
     told = report(tmp_path / "other")
-    assert told.studies[0].worst == ((),)
-    assert told.depths == ()
-    assert "No class has a score" in page(told)
-    assert "Worst samples" not in text_of(told)
+    assert (told.studies, told.depths, told.runs) == ((), (), 1)
+    assert "Worst samples" not in page(told) + text_of(told)
 
 
 def _one_score(folder: Path) -> list[dict[str, Any]]:
-    from scenemill.pipelines.tables import read_table
-
     return [row for row in read_table(folder, "scores").to_pylist() if row["run"] == "bare"][:1]
 
 

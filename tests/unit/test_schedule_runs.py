@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from typer.testing import CliRunner
 
+from scenemill.pipelines.cli_schedule import schedule as commands
 from scenemill.pipelines.schedule_runs import BACKFILL, DUE, Result, RunTable, ScheduledRun
-from scenemill.schemas.errors import WrongVersion
+from scenemill.schemas.errors import ConfigError, WrongVersion
 from scenemill.schemas.schedule import Interval
 
 T0: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -236,3 +238,23 @@ def test_what_a_clock_that_stood_ahead_has_written_down_is_taken_back(runs: RunT
         (9, "queued", 0, at(10), None, None),
     ]
     assert runs.newest_due("a", at(3)) == runs.history("a")[3] and runs.history("b")[0].ready == at(10)
+
+
+def test_history_tells_a_run_and_what_it_came_to_in_lines_of_their_own(runs: RunTable, tmp_path: Path) -> None:
+    def told(*words: str) -> list[str]:
+        return CliRunner().invoke(commands, ["history", *words, "--state", str(tmp_path)]).stdout.splitlines()
+
+    assert told(str(tmp_path)) == [f"0 runs; scenemill schedule run {tmp_path} does what is due"]
+    queue(runs, "rooms", 0)
+    runs.finish(claim(runs, "rooms", now=at(2)), Result("", 12, 3, "648d8aaa61d3cf77", 35.8), at(3), alert=False)
+    queue(runs, "rooms", 1)
+    assert told(str(tmp_path), "rooms") == [
+        "rooms  2026-01-01 01:00 to 2026-01-01 02:00 UTC  queued",
+        "rooms  2026-01-01 00:00 to 2026-01-01 01:00 UTC  succeeded",
+        "    12 stored, 3 rejected, version 648d8aaa61d3cf77, 35.8 s",
+    ]
+
+
+def test_history_of_a_folder_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    ended = CliRunner().invoke(commands, ["history", str(tmp_path / "away")])
+    assert isinstance(ended.exception, ConfigError) and not (tmp_path / "away").exists()

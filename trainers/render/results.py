@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fit import FitConfig
-from scenemill.trainers.mesh_files import export_mesh, import_mesh
+from scenemill.trainers.mesh_files import export_mesh
 from scenemill.trainers.render.fit import render
 from scenemill.trainers.render.object_views import ObjectViews
 from scenemill.trainers.render.surface_distance import chamfer_distance
@@ -68,13 +67,7 @@ def rendered(mesh: TexturedMesh, views: ObjectViews, config: FitConfig, most: in
     return [(image * 255).round().astype(np.uint8) for image in images]
 
 
-def distance_to(truth: Path, mesh: TexturedMesh, unit: float) -> float:
-    """Chamfer distance between a fitted surface and the true one, in the unit of the scene.
-
-    Raises:
-        ConfigError: a file without faces.
-    """
-    true = import_mesh(str(truth), triangulate=True)
-    if true is None or true.vertices is None or true.faces is None:
-        raise ConfigError(f"truth {truth}: no faces; give the mesh file of the true surface")
+def distance_to(true: SurfaceMesh, mesh: TexturedMesh, unit: float) -> float:
+    """Chamfer distance between a fitted surface and the true one, of vertices and triangles, in the unit of the scene."""
+    assert true.vertices is not None and true.faces is not None
     return chamfer_distance(mesh.placed().cpu() / unit, mesh.faces.cpu(), true.vertices, true.faces.long())

@@ -1,6 +1,7 @@
 """Meshes that a fit can begin from: a sphere of even triangles, and a place in the texture for meshes that have none."""
 
 import math
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.mesh_files import import_mesh
+from scenemill.trainers.surface_mesh import SurfaceMesh
 
 SPHERE: Final = "sphere"
 """Name of the template that is always there."""
@@ -36,18 +38,39 @@ def load_template(name: str) -> Template:
     """A template: ``SPHERE``, or a mesh file; one without texture coordinates gets a place in the texture for each face.
 
     Raises:
-        ConfigError: no such file, or no triangles in it.
+        ConfigError, SourceError: as ``read_surface``.
     """
     if name == SPHERE:
         return icosphere()
-    mesh = import_mesh(name, triangulate=True)
-    if mesh is None or mesh.vertices is None or mesh.faces is None or not len(mesh.faces):
-        raise ConfigError(f"template {name}: no faces; give a mesh of triangles or polygons, or {SPHERE!r}")
+    mesh = read_surface("template", name)
+    assert mesh.vertices is not None and mesh.faces is not None
     faces = mesh.faces.numpy().astype(np.int64)
     uvs, corners = atlas(len(faces))
     if mesh.uvs is not None and mesh.face_uvs_idx is not None and bool((mesh.face_uvs_idx >= 0).all()):
         uvs, corners = mesh.uvs.numpy().astype(np.float32), mesh.face_uvs_idx.numpy().astype(np.int64)
     return Template(mesh.vertices.numpy().astype(np.float32), faces, uvs, corners)
+
+
+def read_surface(role: str, path: str) -> SurfaceMesh:
+    """The triangles of a mesh file.
+
+    Args:
+        role: what the file is for, as errors call it.
+        path: OBJ, USD or GLB.
+
+    Returns:
+        A mesh with vertices (V, 3) and faces (F, 3), in the frame and unit of the file.
+
+    Raises:
+        ConfigError: no such file, or no faces in it.
+        SourceError: a damaged file.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"{role} {path}: no such file; name a mesh: OBJ, USD or GLB")
+    mesh = import_mesh(path, triangulate=True)
+    if mesh is None or mesh.vertices is None or mesh.faces is None or not len(mesh.faces):
+        raise ConfigError(f"{role} {path}: no faces; give a mesh of triangles or polygons")
+    return mesh
 
 
 def icosphere(level: int = 3) -> Template:
