@@ -68,6 +68,9 @@ TARGETS: Final = {  # name -> module and function
     **dict.fromkeys(("campose", "frustum"), "fuzz_raw"),
     **dict.fromkeys(("obj", "gltf", "log_labels", "log_names", "usd_text", "usd_crate"), "fuzz_scenes"),
     **dict.fromkeys(("spec", "schedule", "job_spec", "label_map", "place", "sql"), "fuzz_texts"),
+    **dict.fromkeys(("manifest", "receipt", "array_document", "shard", "store_table", "metric_table"), "fuzz_stores"),
+    **dict.fromkeys(("prediction", "prediction_view"), "fuzz_predictions"),
+    **dict.fromkeys(("view_request", "job_request"), "fuzz_requests"),
 }
 
 
@@ -157,7 +160,7 @@ def _open(name: str, folder: Path, found: Path) -> tuple["FuzzTarget", Tally]:
     here.mkdir(parents=True)
     os.chdir(here)  # a name that is no path leads nowhere else
     target = open_target(name, here)
-    tally = Tally(target, Fence(here), found)
+    tally = Tally(target, Fence(here / target.inside), found)
     for data in target.seeds[:1]:
         target.read(data)  # a seed that is refused makes a blind target
     return target, tally

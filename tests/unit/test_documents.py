@@ -1,0 +1,157 @@
+"""What manifests and receipts must say, whoever wrote them: others are refused, with checksums that are right."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from scenemill.schemas.errors import Corrupt
+from scenemill.schemas.tables import SAMPLES
+from scenemill.transforms.documents import check_manifest, check_receipt
+from scenemill.transforms.folders import sha256
+from scenemill.transforms.layout import ROOT, Layout, group_document, rows_of_manifest, to_bytes, version_id
+from scenemill.transforms.rows import to_parquet
+from scenemill.transforms.store import open_store
+from scenemill.transforms.verify import verify_store
+
+GOLDEN: Final = Path(__file__).parents[1] / "golden" / "stores" / "front3d"
+MANIFEST: Final = json.loads((GOLDEN / ROOT).read_bytes())["attributes"]["scenemill"]
+PART: Final = MANIFEST["parts"][0]["id"]
+RECEIPT: Final = json.loads((GOLDEN / "parts" / PART / "receipt.json").read_bytes())
+
+
+def put(document: Any, place: str, value: object) -> Any:
+    """A copy of a document with another value at a dotted place."""
+    changed = json.loads(json.dumps(document))
+    *steps, last = place.split(".")
+    held = changed
+    for step in steps:
+        held = held[int(step) if isinstance(held, list) else step]
+    held[int(last) if isinstance(held, list) else last] = value
+    return changed
+
+
+def publish(store: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest that makes sense into a store, its checksums right."""
+    layout = Layout.from_manifest(manifest)
+    content = {name: value for name, value in manifest.items() if name != "version"}
+    data = to_bytes(group_document(layout, rows_of_manifest(layout, manifest), content))
+    for path in (ROOT, f"versions/{version_id(content)}.json"):
+        (store / path).write_bytes(data)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDEN, tmp_path / "store"))
+
+
+def test_what_writers_wrote_passes() -> None:
+    check_manifest(MANIFEST)
+    check_receipt(RECEIPT, PART)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(("layout.grid", value) for value in (-1, 513, 16.0, True, "16", None)),
+        *(("layout.image", value) for value in ([6], [6, 8, 3], [0, 8], [6, 1 << 20], [6, 8.0], "68", 3)),
+        *(("layout.samples_per_part", value) for value in (0, -2, 1 << 20, 2.0)),
+        *(("layout.frustum", value) for value in (None, "x", "../frustum", 1)),
+        *(("parts.0.id", value) for value in ("..", "../../../../etc", "8F7E0D75F4AFF982", "", 7, None)),
+        *(("parts.1.slot", value) for value in (0, -1, 1 << 40, 1.0, None)),
+        *(("parts.0.planned", value) for value in (3, -1, "2")),
+        *(("tables.samples.path", value) for value in ("../secret.parquet", "/etc/passwd", "tables/samples.parquet", None)),
+        *(("tables.samples.rows", value) for value in (-1, "3", 1e9)),
+        *(("tables", value) for value in ({}, [], None)),
+        *(("parts", value) for value in ({}, None, 3, [3])),
+        *(("parent", value) for value in ("../x", 3, [])),
+        *(("stored", value) for value in (None, -1, "3")),
+        *(("labels", value) for value in ([3], [{}], [{"id": "1", "name": "a"}])),
+        *(("voxel_m", value) for value in ("0.03", [], True)),
+        ("layout.precision", "float128"),
+        ("layout.source", 3),
+        ("orientation", None),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(place: str, value: object) -> None:
+    if (place, value) == ("parts", {}):
+        check_manifest(put(MANIFEST, place, []))  # no parts are a form
+        return
+    with pytest.raises((ValueError, LookupError, TypeError, AttributeError)):
+        check_manifest(put(MANIFEST, place, value))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(("id", value) for value in ("0" * 16, None)),
+        *(("slot", value) for value in (-1, None, "0", 0.0)),
+        *(("samples", value) for value in ([["a"]], [[1, "b"]], "ab", None)),
+        *(("files", value) for value in ([], None, {"../x": {}}, {"/x": {}}, {"a//b": {}}, {"depth/c/0/0/0": {}})),
+        ("stored_byte", -1),
+        ("error_max_voxel", "0"),
+    ],
+)
+def test_a_receipt_of_another_form_is_refused(place: str, value: object) -> None:
+    with pytest.raises((ValueError, LookupError, TypeError, AttributeError)):
+        check_receipt(put(RECEIPT, place, value), PART)
+
+
+@pytest.mark.parametrize("path", ["../secret.parquet", "/etc/hostname"])
+def test_a_forged_manifest_leads_nowhere_else(path: str, store: Path) -> None:
+    (store.parent / "secret.parquet").write_bytes((store / MANIFEST["tables"]["samples"]["path"]).read_bytes())
+    publish(store, put(MANIFEST, "tables.samples.path", path))
+    with pytest.raises(Corrupt, match=r"tables\.samples\.path"):
+        open_store(store)
+
+
+def forge_receipt(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    receipt = json.loads(json.dumps(RECEIPT))
+    change(receipt["files"])
+    data = to_bytes(receipt)
+    (store / "parts" / PART / "receipt.json").write_bytes(data)
+    publish(store, put(MANIFEST, "parts.0.receipt_sha256", sha256(data)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda files: files.pop("depth/c/0/0/0"),
+        lambda files: files.update({"depth/c/9/0/0": files["depth/c/0/0/0"]}),
+        lambda files: files["depth/c/0/0/0"].pop("sha256"),
+        lambda files: files["depth/c/0/0/0"].update(size_byte="228"),
+    ],
+    ids=["file missing", "file too many", "no checksum", "length in words"],
+)
+def test_a_forged_receipt_is_refused_and_told(change: Callable[[dict[str, Any]], object], store: Path) -> None:
+    forge_receipt(store, change)
+    opened = open_store(store)
+    with pytest.raises(Corrupt, match="receipt"):
+        opened.read(opened.keys[0])
+    (broken,) = verify_store(store).broken
+    assert broken.path == f"parts/{PART}/receipt.json"
+
+
+def test_a_sample_in_a_row_of_no_part_is_refused(store: Path) -> None:
+    table = open_store(store).samples
+    moved = table.set_column(table.column_names.index("row"), SAMPLES.field("row"), [[0, 1, 700]])
+    data = to_parquet(moved)
+    held = {"sha256": sha256(data), "size_byte": len(data), "path": f"tables/samples-{sha256(data)[:16]}.parquet", "rows": 3}
+    (store / held["path"]).write_bytes(data)
+    publish(store, put(MANIFEST, "tables.samples", held))
+    with pytest.raises(Corrupt, match="slot 350"):
+        open_store(store).read("scene/0002")
+
+
+def test_an_array_document_of_brackets_is_broken_and_no_more(store: Path) -> None:
+    (store / "depth" / ROOT).write_bytes(b"[" * 100_000)
+    assert [broken.path for broken in verify_store(store).broken] == [f"depth/{ROOT}"]
+
+
+def test_a_frustum_of_another_grid_is_refused(store: Path) -> None:
+    publish(store, put(MANIFEST, "layout.grid", 12))
+    with pytest.raises(Corrupt, match="a chunk holds 4096 bytes, not 1728"):
+        _ = open_store(store).frustum
