@@ -11,8 +11,12 @@ What HTTP itself refuses is refused here by the same library, so that the applic
 """
 
 import asyncio
+import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
@@ -20,6 +24,27 @@ import h11
 from starlette.types import ASGIApp, Message, Scope
 
 from scenemill.schemas.errors import ConfigError
+from tests.faults.fuzz_target import SECRET, right
+
+TOKEN: Final = "a-word-that-is-known"
+NAMES: Final = frozenset({"localhost", "127.0.0.1"})
+_STRANGER: Final = b"evil.example"
+
+WORDS: Final = (
+    *(b"GET ", b"HEAD ", b"POST ", b"?", b"&", b"=", b"%2e%2e%2f", b"%00", b"%ff", b"/../", b"//", b"%2F", b"..", b"\n", b"\n\n"),
+    *(b"-1", b"1e308", b"1e18", b"1e19", b"99999999999999999999", b"nan", b"1_0", b"%D9%A1", b"%F0%9F%98%80", b"%ED%A0%80", b"+"),
+    *(b"host: localhost", b"host: 127.0.0.1:80", b"host: evil.example", b"host: [::1", b"if-none-match: ", b'"*"', b"W/"),
+    *(
+        b"content-length: ",
+        b"content-type: ",
+        b"transfer-encoding: chunked",
+        b"cookie: ",
+        b"upgrade: websocket",
+        b"range: bytes=0-",
+    ),
+    *(b"x-forwarded-host: localhost", b"origin: http://evil.example", b"accept: ", b"expect: 100-continue", TOKEN.encode()),
+)
+"""That requests are made of."""
 
 _LIMIT_S: Final = 15.0
 _PIECE_BYTE: Final = 100  # of a body, so that bodies come in several messages
@@ -145,3 +170,66 @@ def _answer_of(sent: list[Message]) -> Answer:
     started, *pieces = sent
     headers = {bytes(name).decode("latin-1").lower(): bytes(value).decode("latin-1") for name, value in started["headers"]}
     return Answer(started["status"], headers, b"".join(piece.get("body", b"") for piece in pieces))
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """An application behind its guard, twice: with a token that inputs may hold, and with one that nobody knows.
+
+    Attributes:
+        known: answers to those with ``TOKEN``.
+        unknown: answers to nobody.
+        refusals: what those are told who may not ask.
+    """
+
+    known: ASGIApp
+    unknown: ASGIApp
+    refusals: frozenset[int]
+
+    def check_refused(self, asker: Asker, request: Request) -> None:
+        """Ask without the token, and by another name.
+
+        Raises:
+            Wrong: there was more than a refusal.
+        """
+        for app, asked in ((self.unknown, request), (self.known, request.with_header(b"host", _STRANGER))):
+            answer = asker.ask(app, asked)
+            right(answer is None or answer.status in self.refusals, f"answered without a right to it: {answer}"[:200])
+
+
+def files_under(folder: Path) -> dict[str, tuple[int, int]]:
+    """Path -> size and time of every file."""
+    found = {}
+    waiting = [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    status = entry.stat(follow_symlinks=False)
+                    found[entry.path] = status.st_size, status.st_mtime_ns
+    return found
+
+
+def check_answer(answer: Answer, request: Request, statuses: frozenset[int], folder: Path) -> None:
+    """What is right of every answer, whatever was asked.
+
+    Args:
+        answer: to look at.
+        request: that it answers.
+        statuses: that the server declares.
+        folder: whose path is nobody's business.
+
+    Raises:
+        Wrong: it is not.
+    """
+    right(answer.status in statuses, f"status {answer.status}")
+    right(SECRET not in answer.body and SECRET.decode() not in str(answer.headers), "the secret of a file is told")
+    asked = request.target + request.body + b"".join(value for _, value in request.headers)
+    told = str(folder).encode()
+    right(told in asked or told not in answer.body, "the path of a folder is told")
+    if answer.status >= 400 and request.method != b"HEAD":
+        error = json.loads(answer.body)["error"]
+        right(set(error) == {"kind", "what", "where", "now"} and bool(error["now"]), "a refusal of another form")
+    right(not re.search("[\r\n\0]", "".join(answer.headers.values())), "a header of several lines")

@@ -68,9 +68,10 @@ TARGETS: Final = {  # name -> module and function
     **dict.fromkeys(("campose", "frustum"), "fuzz_raw"),
     **dict.fromkeys(("obj", "gltf", "log_labels", "log_names", "usd_text", "usd_crate"), "fuzz_scenes"),
     **dict.fromkeys(("spec", "schedule", "job_spec", "label_map", "place", "sql"), "fuzz_texts"),
-    **dict.fromkeys(("manifest", "receipt", "array_document", "shard", "store_table", "metric_table"), "fuzz_stores"),
+    **dict.fromkeys(("manifest", "receipt", "array_document", "shard"), "fuzz_stores"),
+    **dict.fromkeys(("store_table", "metric_table"), "fuzz_tables"),
     **dict.fromkeys(("prediction", "prediction_view"), "fuzz_predictions"),
-    **dict.fromkeys(("view_request", "job_request"), "fuzz_requests"),
+    **{"view_request": "fuzz_viewer", "job_request": "fuzz_jobs"},
 }
 
 

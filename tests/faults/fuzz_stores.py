@@ -1,4 +1,4 @@
-"""Fuzz targets: the documents, tables and shards of a store.
+"""Fuzz targets: the documents and shards of a store.
 
 Whatever differs from its checksum is refused soon. So a document is also *sealed*: the checksums that name it are made right again, as
 one would who forges a store; then what it says is read, and must be refused in words or make sense. Where nothing is sealed, what is not
@@ -15,29 +15,27 @@ from typing import Any, Final
 import google_crc32c
 import numpy as np
 
-from scenemill.pipelines.tables import read_table
-from scenemill.pipelines.view_tables import TablesRoot
 from scenemill.schemas.errors import Corrupt, SceneMillError, StoreError
 from scenemill.schemas.fields import fields_of
-from scenemill.schemas.tables import FINDINGS, RUNS, SAMPLES, SCORES
+from scenemill.schemas.tables import RUNS
 from scenemill.transforms.folders import sha256
 from scenemill.transforms.layout import ROOT, Layout, group_document, rows_of_manifest, shard_path, to_bytes, version_id
 from scenemill.transforms.ranges import LocalRanges
 from scenemill.transforms.reader import ShardReader
-from scenemill.transforms.rows import read_rows, to_parquet
 from scenemill.transforms.shards import index_size_byte
 from scenemill.transforms.store import history, open_store
 from scenemill.transforms.verify import _check_documents, verify_store
-from tests.faults.fuzz_target import SECRET, FuzzTarget, part, parted, right
-from tests.faults.fuzz_texts import make_tables
+from tests.faults.fuzz_target import FuzzTarget, right
 
 GOLDEN: Final = Path(__file__).parents[1] / "golden" / "stores"
 """Small stores of a grid of 16 voxels and images of 6 x 8 pixels, two parts and three samples."""
 
 _PER_PART: Final = 2
-_STRANGE: Final[tuple[type[Exception], ...]] = (SceneMillError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-_STRANGE += (ArithmeticError, MemoryError)
-_JSON_WORDS: Final = (
+_STRANGE: Final = (
+    *(SceneMillError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError, MemoryError),
+)
+"""What making documents of nonsense ends in."""
+JSON_WORDS: Final = (
     *(b"null", b"true", b"[]", b"{}", b'""', b"NaN", b"-1", b"1e999", b"1" * 400, b"[" * 60, b'"\\ud800"', b'"\\u0000"', b'"x"'),
     *(b'"../outside/secret.parquet"', b'"/etc/passwd"', b'".."', b'"../.."', b'"."', b'"~"', b'"s3://bucket/key"'),
 )
@@ -145,7 +143,7 @@ def manifest(folder: Path) -> FuzzTarget:
     own = {**victim.manifest, "layout": {**victim.manifest["layout"], "source": "own", "own": _own_fields()}, "labels": []}
     seeds = (plain, to_bytes(victim.document), to_bytes(own))
     names = {name for held in (victim.manifest, victim.manifest["layout"], victim.part_of(0)) for name in held}
-    words = tuple(f'"{name}":'.encode() for name in sorted(names)) + _JSON_WORDS
+    words = tuple(f'"{name}":'.encode() for name in sorted(names)) + JSON_WORDS
     return FuzzTarget("manifest", seeds, read, (StoreError,), words, 12_000, inside="store", light=60)
 
 
@@ -172,7 +170,7 @@ def receipt(folder: Path) -> FuzzTarget:
     whole = (victim.root / path).read_bytes()
     held = _json(whole)
     words = tuple(f'"{name}":'.encode() for name in (*held, *list(held["files"])[:4], "sha256", "size_byte"))
-    return FuzzTarget("receipt", (whole,), read, (StoreError,), words + _JSON_WORDS, 2500, inside="store", light=60)
+    return FuzzTarget("receipt", (whole,), read, (StoreError,), words + JSON_WORDS, 2500, inside="store", light=60)
 
 
 def array_document(folder: Path) -> FuzzTarget:
@@ -187,7 +185,7 @@ def array_document(folder: Path) -> FuzzTarget:
             right(bool(broken) or _json(data)["codecs"] == _json(whole)["codecs"], "another document, and nothing is broken")
 
     whole = (victim.root / path).read_bytes()
-    words = tuple(f'"{name}":'.encode() for name in _json(whole)) + _JSON_WORDS
+    words = tuple(f'"{name}":'.encode() for name in _json(whole)) + JSON_WORDS
     return FuzzTarget("array_document", (whole,), read, (StoreError,), words, 1024, inside="store", light=40)
 
 
@@ -263,81 +261,9 @@ def _read_forged(reader: ShardReader, field: Any, layout: Layout) -> None:
         raise Corrupt("refused by the reader of shards") from error
 
 
-def store_table(folder: Path) -> FuzzTarget:
-    """Tables in Parquet: of samples, findings and runs, the last of which has no checksum."""
-    store = open_store(copy_golden("front3d", folder / "store"))
-    path = folder / "store" / "table.parquet"
-
-    def read(data: bytes) -> None:
-        path.write_bytes(data)
-        for schema in (SAMPLES, FINDINGS, RUNS):
-            try:
-                table = read_rows(path, schema)
-            except Corrupt:
-                continue
-            right(table.schema == schema, "another schema")
-            table.validate(full=True)
-            table.to_pylist()
-            return
-        raise Corrupt("refused under every schema")
-
-    short = FINDINGS.empty_table()
-    seeds = (to_parquet(store.findings), to_parquet(short), to_parquet(RUNS.empty_table()))
-    words = (
-        b"PAR1",
-        b"ARROW:schema",
-        b"key",
-        b"digest",
-        b"\x15\x00",
-        b"\xff\xff\xff\x7f",
-        b"parquet-cpp-arrow",
-        b"\x19\x1c",
-        b"PARE",
-    )
-    return FuzzTarget("store_table", seeds, read, (Corrupt,), words, 8192, inside="store", light=60)
-
-
-def metric_table(folder: Path) -> FuzzTarget:
-    """The log of a metric table, and one of its files."""
-    tables = folder / "store"
-    make_tables(tables)
-    (folder / "secret").write_bytes(SECRET)
-    scores = tables / "scores"
-    log = sorted((scores / "_delta_log").glob("*.json"))[-1]
-    files = sorted(scores.glob("*.parquet"), key=lambda path: path.stat().st_size)
-
-    def read(data: bytes) -> None:
-        entry, rows = part(data, 2)
-        log.write_bytes(entry)
-        files[0].write_bytes(rows)
-        found = read_table(tables, "scores")
-        right(found.schema == SCORES, "another schema")
-        root = TablesRoot("tables", tables)
-        right(isinstance(root.describe()["runs"], list), "runs")
-
-    seeds = (parted((log.read_bytes(), files[0].read_bytes())),)
-    words = (
-        b'"add":',
-        b'"path":',
-        b'"remove":',
-        b'"metaData":',
-        b'"protocol":',
-        b'"size":',
-        b'"stats":',
-        b'"partitionValues":',
-        b"\n",
-    )
-    more = (b'"deletionVector":', b'"minReaderVersion":', b'"schemaString":', b'"txn":', b"file:///etc/passwd", b"..%2Fsecret")
-    return FuzzTarget(
-        "metric_table", seeds, read, (StoreError,), words + more + _JSON_WORDS + (b"PAR1",), 12_000, inside="store", light=20
-    )
-
-
 TARGETS: Final[dict[str, Callable[[Path], FuzzTarget]]] = {
     "manifest": manifest,
     "receipt": receipt,
     "array_document": array_document,
     "shard": shard,
-    "store_table": store_table,
-    "metric_table": metric_table,
 }

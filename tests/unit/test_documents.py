@@ -53,48 +53,47 @@ def test_what_writers_wrote_passes() -> None:
     check_receipt(RECEIPT, PART)
 
 
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        *(("layout.grid", value) for value in (-1, 513, 16.0, True, "16", None)),
-        *(("layout.image", value) for value in ([6], [6, 8, 3], [0, 8], [6, 1 << 20], [6, 8.0], "68", 3)),
-        *(("layout.samples_per_part", value) for value in (0, -2, 1 << 20, 2.0)),
-        *(("layout.frustum", value) for value in (None, "x", "../frustum", 1)),
-        *(("parts.0.id", value) for value in ("..", "../../../../etc", "8F7E0D75F4AFF982", "", 7, None)),
-        *(("parts.1.slot", value) for value in (0, -1, 1 << 40, 1.0, None)),
-        *(("parts.0.planned", value) for value in (3, -1, "2")),
-        *(("tables.samples.path", value) for value in ("../secret.parquet", "/etc/passwd", "tables/samples.parquet", None)),
-        *(("tables.samples.rows", value) for value in (-1, "3", 1e9)),
-        *(("tables", value) for value in ({}, [], None)),
-        *(("parts", value) for value in ({}, None, 3, [3])),
-        *(("parent", value) for value in ("../x", 3, [])),
-        *(("stored", value) for value in (None, -1, "3")),
-        *(("labels", value) for value in ([3], [{}], [{"id": "1", "name": "a"}])),
-        *(("voxel_m", value) for value in ("0.03", [], True)),
-        ("layout.precision", "float128"),
-        ("layout.source", 3),
-        ("orientation", None),
-    ],
-)
+WRONG_MANIFESTS: Final[dict[str, tuple[Any, ...]]] = {
+    "layout.grid": (-1, 513, 16.0, True, "16", None),
+    "layout.image": ([6], [6, 8, 3], [0, 8], [6, 1 << 20], [6, 8.0], "68", 3),
+    "layout.samples_per_part": (0, -2, 1 << 20, 2.0),
+    "layout.frustum": (None, "x", "../frustum", 1),
+    "layout.precision": ("float128", None),
+    "layout.source": (3, []),
+    "parts": (None, 3, [3], {"a": 3}),
+    "parts.0.id": ("..", "../../../../etc", "8F7E0D75F4AFF982", "", 7, None, MANIFEST["parts"][1]["id"]),
+    "parts.1.slot": (0, -1, 1 << 40, 1.0, None),
+    "parts.0.planned": (3, -1, "2"),
+    "parts.0.stored": (3, -1, None),
+    "parts.0.receipt_sha256": ("", "../x", None),
+    "tables": ({}, [], None),
+    "tables.samples.path": ("../secret.parquet", "/etc/passwd", "tables/samples.parquet", None),
+    "tables.samples.rows": (-1, "3", 1e9),
+    "tables.findings.size_byte": (-1, "3", None),
+    "parent": ("../x", 3, []),
+    "stored": (None, -1, "3"),
+    "slots": (None, -1, True),
+    "orientation": (None, 3),
+    "voxel_m": ("0.03", [], True),
+    "labels": ([3], [{}], [{"id": "1", "name": "a"}]),
+}
+WRONG_RECEIPTS: Final[dict[str, tuple[Any, ...]]] = {
+    "id": ("0" * 16, None),
+    "slot": (-1, None, "0", 0.0),
+    "samples": ([["a"]], [[1, "b"]], ["ab", 3], None),
+    "files": ([], None, {"../x": {}}, {"/x": {}}, {"a//b": {}}, {"depth/c/0/0/0": {}}),
+    "stored_byte": (-1, "0"),
+    "error_max_voxel": ("0", None),
+}
+
+
+@pytest.mark.parametrize(("place", "value"), [(place, value) for place, held in WRONG_MANIFESTS.items() for value in held])
 def test_a_manifest_of_another_form_is_refused(place: str, value: object) -> None:
-    if (place, value) == ("parts", {}):
-        check_manifest(put(MANIFEST, place, []))  # no parts are a form
-        return
     with pytest.raises((ValueError, LookupError, TypeError, AttributeError)):
         check_manifest(put(MANIFEST, place, value))
 
 
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        *(("id", value) for value in ("0" * 16, None)),
-        *(("slot", value) for value in (-1, None, "0", 0.0)),
-        *(("samples", value) for value in ([["a"]], [[1, "b"]], "ab", None)),
-        *(("files", value) for value in ([], None, {"../x": {}}, {"/x": {}}, {"a//b": {}}, {"depth/c/0/0/0": {}})),
-        ("stored_byte", -1),
-        ("error_max_voxel", "0"),
-    ],
-)
+@pytest.mark.parametrize(("place", "value"), [(place, value) for place, held in WRONG_RECEIPTS.items() for value in held])
 def test_a_receipt_of_another_form_is_refused(place: str, value: object) -> None:
     with pytest.raises((ValueError, LookupError, TypeError, AttributeError)):
         check_receipt(put(RECEIPT, place, value), PART)
@@ -139,9 +138,9 @@ def test_a_sample_in_a_row_of_no_part_is_refused(store: Path) -> None:
     table = open_store(store).samples
     moved = table.set_column(table.column_names.index("row"), SAMPLES.field("row"), [[0, 1, 700]])
     data = to_parquet(moved)
-    held = {"sha256": sha256(data), "size_byte": len(data), "path": f"tables/samples-{sha256(data)[:16]}.parquet", "rows": 3}
-    (store / held["path"]).write_bytes(data)
-    publish(store, put(MANIFEST, "tables.samples", held))
+    path = f"tables/samples-{sha256(data)[:16]}.parquet"
+    (store / path).write_bytes(data)
+    publish(store, put(MANIFEST, "tables.samples", {"sha256": sha256(data), "size_byte": len(data), "path": path, "rows": 3}))
     with pytest.raises(Corrupt, match="slot 350"):
         open_store(store).read("scene/0002")
 

@@ -1,0 +1,115 @@
+"""Fuzz targets: tables, of stores in Parquet, and of metrics in Delta Lake."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scenemill.pipelines.tables import datasets, read_table
+from scenemill.pipelines.view_tables import TablesRoot
+from scenemill.schemas.errors import Corrupt, StoreError
+from scenemill.schemas.tables import COUNTS, FINDINGS, RUNS, SAMPLES
+from scenemill.transforms.rows import read_rows, to_parquet
+from scenemill.transforms.store import open_store
+from tests.faults.fuzz_stores import JSON_WORDS, copy_golden
+from tests.faults.fuzz_target import FuzzTarget, part, parted, right
+from tests.faults.fuzz_texts import make_tables
+
+
+def store_table(folder: Path) -> FuzzTarget:
+    """Tables in Parquet: of samples, findings and runs, the last of which has no checksum."""
+    store = open_store(copy_golden("front3d", folder / "store"))
+    path = folder / "store" / "table.parquet"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        for schema in (SAMPLES, FINDINGS, RUNS):
+            try:
+                table = read_rows(path, schema)
+            except Corrupt:
+                continue
+            right(table.schema == schema, "another schema")
+            table.validate(full=True)
+            table.to_pylist()
+            return
+        raise Corrupt("refused under every schema")
+
+    short = FINDINGS.empty_table()
+    seeds = (to_parquet(store.findings), to_parquet(short), to_parquet(RUNS.empty_table()))
+    words = (
+        b"PAR1",
+        b"ARROW:schema",
+        b"key",
+        b"digest",
+        b"\x15\x00",
+        b"\xff\xff\xff\x7f",
+        b"parquet-cpp-arrow",
+        b"\x19\x1c",
+        b"PARE",
+    )
+    return FuzzTarget("store_table", seeds, read, (Corrupt,), words, 8192, inside="store", light=60)
+
+
+def metric_table(folder: Path) -> FuzzTarget:
+    """The log of a metric table, and one of its files; rows of a file outside of the tables must not be told."""
+    tables, outside = folder / "store", folder / "outside.parquet"
+    make_tables(tables)
+    counts = tables / "counts"
+    log, file = sorted((counts / "_delta_log").glob("*.json"))[-1], next(counts.glob("*.parquet"))
+    rows = pq.ParquetFile(file).read()
+    pq.write_table(rows.set_column(rows.column_names.index("key"), "key", pa.array(["secret/1"])), outside)
+
+    def read(data: bytes) -> None:
+        entry, held = part(data, 2)
+        log.write_bytes(entry)
+        file.write_bytes(held)
+        found = read_table(tables, "counts")
+        right(found.schema == COUNTS, "another schema")
+        seen = [*found["key"].to_pylist(), *TablesRoot("tables", tables)._counts["key"].to_pylist()]
+        seen += _keys_in(datasets(tables)["counts"])
+        right("secret/1" not in seen, "rows of another file are told")
+
+    whole = log.read_bytes()
+    inside, led = (
+        parted((text, file.read_bytes())) for text in (whole, whole.replace(file.name.encode(), b"../../outside.parquet"))
+    )
+    words = (
+        b'"add":',
+        b'"path":',
+        b'"remove":',
+        b'"metaData":',
+        b'"protocol":',
+        b'"size":',
+        b'"stats":',
+        b'"partitionValues":',
+        b"\n",
+    )
+    more = (
+        b'"deletionVector":',
+        b'"minReaderVersion":',
+        b'"schemaString":',
+        b'"txn":',
+        outside.as_uri().encode(),
+        file.name.encode(),
+    )
+    return FuzzTarget(
+        "metric_table", (inside, led), read, (StoreError,), words + more + JSON_WORDS, 12_000, inside="store", light=20
+    )
+
+
+def _keys_in(dataset: Any) -> list[str]:
+    """Keys of the rows of a dataset, as questions in SQL read it.
+
+    Raises:
+        Corrupt: it cannot be read; ``query`` tells Arrow's own words.
+    """
+    try:
+        keys: list[str] = dataset.to_table(columns=["key"], use_threads=False)["key"].to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise Corrupt("a file that Arrow refuses") from error
+    return keys
+
+
+TARGETS: Final[dict[str, Callable[[Path], FuzzTarget]]] = {"store_table": store_table, "metric_table": metric_table}
