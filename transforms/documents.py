@@ -1,6 +1,6 @@
 """What a manifest and a receipt must say to be read at all: anyone may have written them, with checksums that are right.
 
-Names are of the one form that writers give them, so none leads out of the store; sizes are within what a store may have.
+Paths are plain ones, so that none leads out of the store; sizes are within what a store may have.
 """
 
 import re
@@ -36,7 +36,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> None:
     for name in _TABLES:
         held = manifest["tables"][name]
         _check_file(held, f"tables.{name}")
-        _expect(held["path"] == f"tables/{name}-{held['sha256'][:16]}.parquet", f"tables.{name}.path", held["path"])
+        _expect(_is_below(held["path"]), f"tables.{name}.path", held["path"])
         _expect(_is_count(held["rows"]), f"tables.{name}.rows", held["rows"])
     _expect(manifest["parent"] is None or _matches(_ID, manifest["parent"]), "parent", manifest["parent"])
     for name in ("slots", "stored", "rejected"):
@@ -68,7 +68,7 @@ def check_receipt(receipt: Mapping[str, Any], part: str) -> None:
     for key, digest in receipt["samples"]:
         _expect(isinstance(key, str) and isinstance(digest, str), "a sample", (key, digest))
     for path, held in receipt["files"].items():
-        _expect(all(_matches(_STEP, step) for step in path.split("/")), "a file", path)
+        _expect(_is_below(path), "a file", path)
         _check_file(held, f"files.{path}")
 
 
@@ -93,6 +93,11 @@ def _check_part(part: Mapping[str, Any], most: int) -> None:
 def _check_file(held: Mapping[str, Any], where: str) -> None:
     _expect(_matches(_SUM, held["sha256"]), f"{where}.sha256", held["sha256"])
     _expect(_is_count(held["size_byte"], _MOST_BYTE), f"{where}.size_byte", held["size_byte"])
+
+
+def _is_below(path: object) -> bool:
+    """Whether a path is one below a store: relative, of plain names, and nowhere up."""
+    return isinstance(path, str) and all(_matches(_STEP, step) for step in path.split("/"))
 
 
 def _matches(pattern: re.Pattern[str], text: object) -> bool:

@@ -46,7 +46,7 @@ def copy_golden(source: str, store: Path) -> Path:
     return Path(shutil.copytree(GOLDEN / source, store))
 
 
-class _Victim:
+class Victim:
     """A store of which documents are written over, and put back."""
 
     def __init__(self, folder: Path, source: str = "front3d") -> None:
@@ -126,7 +126,7 @@ def _json(data: bytes) -> Any:
 
 def manifest(folder: Path) -> FuzzTarget:
     """The root document of a store as it lies there, or the manifest in it, sealed."""
-    victim = _Victim(folder)
+    victim = Victim(folder)
 
     def read(data: bytes) -> None:
         found = _json(data)
@@ -156,7 +156,7 @@ def _own_fields() -> dict[str, Any]:
 
 def receipt(folder: Path) -> FuzzTarget:
     """The receipt of a part, sealed."""
-    victim = _Victim(folder)
+    victim = Victim(folder)
     path = f"parts/{victim.part_of(0)['id']}/receipt.json"
 
     def read(data: bytes) -> None:
@@ -175,7 +175,7 @@ def receipt(folder: Path) -> FuzzTarget:
 
 def array_document(folder: Path) -> FuzzTarget:
     """The document of one array, which readers open that know of no manifest; those of stores have it in the root document."""
-    victim = _Victim(folder)
+    victim = Victim(folder)
     path = f"depth/{ROOT}"
 
     def read(data: bytes) -> None:
@@ -205,7 +205,7 @@ def _sealed_shard(data: bytes, index_byte: int) -> bytes:
 
 def shard(folder: Path) -> FuzzTarget:
     """A shard: as it is, and with right checksums where its last byte is even."""
-    victim = _Victim(folder)
+    victim = Victim(folder)
     layout = open_store(victim.root).layout
     fields = {field.name: field for field in layout.fields}
     names = ("geometry", "instance_3d", "rgb", "intrinsics")

@@ -9,14 +9,61 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scenemill.pipelines.tables import datasets, read_table
+from scenemill.pipelines.view_store import StoreRoot
 from scenemill.pipelines.view_tables import TablesRoot
-from scenemill.schemas.errors import Corrupt, StoreError
+from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, StoreError
 from scenemill.schemas.tables import COUNTS, FINDINGS, RUNS, SAMPLES
+from scenemill.transforms.folders import sha256
 from scenemill.transforms.rows import read_rows, to_parquet
 from scenemill.transforms.store import open_store
-from tests.faults.fuzz_stores import JSON_WORDS, copy_golden
+from tests.faults.fuzz_stores import JSON_WORDS, Victim, copy_golden
 from tests.faults.fuzz_target import FuzzTarget, part, parted, right
 from tests.faults.fuzz_texts import make_tables
+
+
+def sample_row(folder: Path) -> FuzzTarget:
+    """Values of the first row of a samples table, as JSON; the table and the manifest that names it are sealed."""
+    victim = Victim(folder)
+    rows = open_store(victim.root).samples.to_pylist()
+
+    def read(data: bytes) -> None:
+        table = _patched(rows, data)
+        held = to_parquet(table)
+        path = f"tables/samples-{sha256(held)[:16]}.parquet"
+        named = {"path": path, "sha256": sha256(held), "size_byte": len(held), "rows": table.num_rows}
+        sealed = {**victim.manifest, "tables": {**victim.manifest["tables"], "samples": named}}
+        with victim.with_files({**victim.sealed(sealed), path: held}):
+            victim.observed()
+            _look(StoreRoot("store", victim.root))
+
+    plain = {name: value for name, value in rows[0].items() if name not in ("campose", "files", "world_from_camera")}
+    seeds = (
+        json.dumps(plain).encode(),
+        b'{"row": 1, "key": "scene/0009", "fields": ["rgb"]}',
+        b'{"split": "train", "warnings": 2}',
+    )
+    words = (*(f'"{name}": '.encode() for name in rows[0]), b'"rgb"', b'"intrinsics"', b'"scene/0001"', b"9223372036854775807")
+    return FuzzTarget("sample_row", seeds, read, (SceneMillError,), words + JSON_WORDS, 2048, inside="store", light=40)
+
+
+def _patched(rows: list[dict[str, Any]], data: bytes) -> pa.Table:
+    """A samples table with other values in its first row.
+
+    Raises:
+        ConfigError: they are none that the columns can hold.
+    """
+    try:
+        given = json.loads(data)
+        return pa.Table.from_pylist([{**rows[0], **given}, *rows[1:]], SAMPLES)
+    except (ValueError, TypeError, RecursionError, OverflowError, pa.ArrowException) as error:
+        raise ConfigError("no row of a samples table") from error
+
+
+def _look(root: StoreRoot) -> None:
+    """All that the viewer says of a store and of its first sample, as JSON takes it."""
+    told = root.describe(), root.samples("a", "train", 0), root.findings("a", "", 0), root.sample(root.store.keys[0])
+    right(json.dumps(told, allow_nan=False) != "", "no JSON")
+    root.plane(root.store.keys[0], "rgb", "", 0).encode()
 
 
 def store_table(folder: Path) -> FuzzTarget:
@@ -119,4 +166,8 @@ def _keys_in(dataset: Any) -> list[str]:
     return keys
 
 
-TARGETS: Final[dict[str, Callable[[Path], FuzzTarget]]] = {"store_table": store_table, "metric_table": metric_table}
+TARGETS: Final[dict[str, Callable[[Path], FuzzTarget]]] = {
+    "sample_row": sample_row,
+    "store_table": store_table,
+    "metric_table": metric_table,
+}

@@ -67,7 +67,7 @@ WRONG_MANIFESTS: Final[dict[str, tuple[Any, ...]]] = {
     "parts.0.stored": (3, -1, None),
     "parts.0.receipt_sha256": ("", "../x", None),
     "tables": ({}, [], None),
-    "tables.samples.path": ("../secret.parquet", "/etc/passwd", "tables/samples.parquet", None),
+    "tables.samples.path": ("../secret.parquet", "/etc/passwd", "tables//x", "tables/..", "", None),
     "tables.samples.rows": (-1, "3", 1e9),
     "tables.findings.size_byte": (-1, "3", None),
     "parent": ("../x", 3, []),
