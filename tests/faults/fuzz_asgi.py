@@ -139,6 +139,10 @@ class Asker:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
 
+    def close(self) -> None:
+        """End the loop."""
+        self._loop.close()
+
     def ask(self, app: ASGIApp, request: Request) -> Answer | None:
         """The answer of an application; None where the client was gone before there was one.
 
