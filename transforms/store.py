@@ -349,13 +349,14 @@ class Store:
             return self.reader.array(field, facts["row"], box)
 
     def _read_by_zarr(self, field: Field, facts: Mapping[str, Any], box: Box | None) -> NDArray[Any]:
-        path = shard_path(field, facts["row"] // self.layout.samples_per_part)
-        self.check_file(facts["part"], path)
+        slot = facts["row"] // self.layout.samples_per_part
+        part, path = self._part_at(slot), shard_path(field, slot)
+        self.check_file(part, path)
         place = (facts["row"], *(slice(low, high) for low, high in box or ()))
         try:
             stored = np.asarray(self.array(field.name)[place])
         except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
-            raise self._corrupt(facts["part"], path, f"sample {facts['key']} cannot be decoded ({error})") from error
+            raise self._corrupt(part, path, f"sample {facts['key']} cannot be decoded ({error})") from error
         return self.layout.storage(field).decode(stored, field.dtype)
 
     @cached_property
@@ -364,8 +365,12 @@ class Store:
         return ShardReader(_ranges_of(self.root), self.layout, self._size_of)
 
     @cached_property
+    def _parts(self) -> dict[str, Mapping[str, Any]]:
+        return {part["id"]: part for part in self.manifest["parts"]}
+
+    @cached_property
     def _part_of_slot(self) -> dict[int, str]:
-        return {part["slot"]: part["id"] for part in self.manifest["parts"]}
+        return {part["slot"]: name for name, part in self._parts.items()}
 
     def _part_at(self, slot: int) -> str:
         if slot not in self._part_of_slot:
@@ -412,11 +417,15 @@ class Store:
             Corrupt: missing or damaged.
         """
         if part not in self._receipts:
-            checksums = {held["id"]: held["receipt_sha256"] for held in self.manifest["parts"]}
-            receipt = read_receipt(self.root, part, checksums.get(part))
+            if part not in self._parts:
+                raise Corrupt(
+                    f"store {self.root}: a sample of part {part[:40]!r}, which version {self.version} does not have; {_ADVICE}"
+                )
+            named = self._parts[part]
+            receipt = read_receipt(self.root, part, named["receipt_sha256"])
             if receipt is None:
                 raise self._corrupt(part, f"parts/{part}/receipt.json", "is missing")
-            if set(receipt.files) != self._files_of(part, receipt.slot):
+            if receipt.slot != named["slot"] or set(receipt.files) != self._files_of(part, receipt.slot):
                 raise self._corrupt(part, f"parts/{part}/receipt.json", "names other files than a part of this store has")
             self._receipts[part] = receipt
         return self._receipts[part]

@@ -34,6 +34,8 @@ def sample_row(folder: Path) -> FuzzTarget:
         sealed = {**victim.manifest, "tables": {**victim.manifest["tables"], "samples": named}}
         with victim.with_files({**victim.sealed(sealed), path: held}):
             victim.observed()
+            store = open_store(victim.root)
+            right(store.read(store.keys[0], ["rgb"], by_zarr=True) == store.read(store.keys[0], ["rgb"]), "two readers differ")
             _look(StoreRoot("store", victim.root))
 
     plain = {name: value for name, value in rows[0].items() if name not in ("campose", "files", "world_from_camera")}

@@ -107,26 +107,25 @@ def test_a_forged_manifest_leads_nowhere_else(path: str, store: Path) -> None:
         open_store(store)
 
 
-def forge_receipt(store: Path, change: Callable[[dict[str, Any]], object]) -> None:
+CHANGES: Final[dict[str, Callable[[dict[str, Any]], object]]] = {
+    "a file is missing": lambda receipt: receipt["files"].pop("depth/c/0/0/0"),
+    "a file too many": lambda receipt: receipt["files"].update({"depth/c/9/0/0": receipt["files"]["depth/c/0/0/0"]}),
+    "no checksum": lambda receipt: receipt["files"]["depth/c/0/0/0"].pop("sha256"),
+    "a length in words": lambda receipt: receipt["files"]["depth/c/0/0/0"].update(size_byte="228"),
+    "another slot": lambda receipt: receipt.update(slot=1),
+    "another slot and its files": lambda receipt: receipt.update(
+        slot=1, files={path.replace("/c/0/", "/c/1/"): held for path, held in receipt["files"].items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_forged_receipt_is_refused_and_told(change: Callable[[dict[str, Any]], object], store: Path) -> None:
     receipt = json.loads(json.dumps(RECEIPT))
-    change(receipt["files"])
+    change(receipt)
     data = to_bytes(receipt)
     (store / "parts" / PART / "receipt.json").write_bytes(data)
     publish(store, put(MANIFEST, "parts.0.receipt_sha256", sha256(data)))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda files: files.pop("depth/c/0/0/0"),
-        lambda files: files.update({"depth/c/9/0/0": files["depth/c/0/0/0"]}),
-        lambda files: files["depth/c/0/0/0"].pop("sha256"),
-        lambda files: files["depth/c/0/0/0"].update(size_byte="228"),
-    ],
-    ids=["file missing", "file too many", "no checksum", "length in words"],
-)
-def test_a_forged_receipt_is_refused_and_told(change: Callable[[dict[str, Any]], object], store: Path) -> None:
-    forge_receipt(store, change)
     opened = open_store(store)
     with pytest.raises(Corrupt, match="receipt"):
         opened.read(opened.keys[0])
@@ -143,6 +142,14 @@ def test_a_sample_in_a_row_of_no_part_is_refused(store: Path) -> None:
     publish(store, put(MANIFEST, "tables.samples", {"sha256": sha256(data), "size_byte": len(data), "path": path, "rows": 3}))
     with pytest.raises(Corrupt, match="slot 350"):
         open_store(store).read("scene/0002")
+
+
+@pytest.mark.parametrize("part", ["0" * 16, "../../secret", ""])
+def test_a_part_that_no_manifest_names_is_not_looked_for(part: str, store: Path) -> None:
+    (store / "secret").mkdir()
+    (store / "secret" / "receipt.json").write_text("{}")
+    with pytest.raises(Corrupt, match="does not have"):
+        open_store(store).receipt(part)
 
 
 def test_an_array_document_of_brackets_is_broken_and_no_more(store: Path) -> None:
