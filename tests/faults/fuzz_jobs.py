@@ -133,11 +133,15 @@ def job_request(folder: Path) -> FuzzTarget:
         b"state=",
         b"null",
         b"[" * 60,
+        b"[" * 600 + b"1" + b"]" * 600,
+        b"a" * 300,
+        b"**/" * 3,
+        b"*/" * 60,
         b"{",
         b"NaN",
         b"\\ud800",
     )
-    return FuzzTarget("job_request", seeds, read, (ConfigError,), words + more, 1024, light=60, inside="service")
+    return FuzzTarget("job_request", seeds, read, (ConfigError,), words + more, 3000, light=60, inside="service")
 
 
 TARGETS: Final[dict[str, Callable[[Path], FuzzTarget]]] = {"job_request": job_request}
