@@ -28,9 +28,26 @@ CAMERA: Final = np.array([[4.0, 0, 4, 0], [0, 4, 3, 0], [0, 0, 1, 0], [0, 0, 0, 
 """Of images of 6 x 8 pixels."""
 
 _WRAPPED: Final = {"6": "panoptic.npz", "7": "geometry.npz"}  # what lies in the archive
+_MAPS: Final = "8"  # both maps, of the size that two bytes say
 _WORDS: Final = (
     *(b'"segments_2d": ', b'"segments_3d": ', b'"id": ', b'"category_id": ', b'"isthing": ', b'"intrinsic": ', b'"stage": 2'),
-    *(b"null", b"true", b"[]", b"{}", b"NaN", b"Infinity", b"-1", b"0", b"1e999", b"4294967296", b"[" * 60, b'"\\ud800"', b"1.0"),
+    *(
+        b"null",
+        b"true",
+        b"[]",
+        b"{}",
+        b"NaN",
+        b"Infinity",
+        b"-1",
+        b"0",
+        b"1e999",
+        b"4294967296",
+        b"9223372036854775808",
+        b"1" * 40,
+        b"[" * 60,
+        b'"\\ud800"',
+        b"1.0",
+    ),
     *(
         b"'<i4'",
         b"'<i8'",
@@ -81,7 +98,10 @@ class _Told:
             ConfigError: the input names none.
         """
         number, given = data[:1].decode("latin-1"), data[1:]
-        if number in _WRAPPED:
+        if number == _MAPS and len(given) >= 2:
+            shape = given[0] % 12, given[1] % 12
+            changed = {"panoptic_2d.npy": npy(np.ones(shape, np.int32)), "depth_2d.npy": npy(np.full(shape, 1e300))}
+        elif number in _WRAPPED:
             changed = {_WRAPPED[number]: archive({"data.npy": framed(given)}, 0)}
         elif number.isascii() and number.isdigit() and int(number) < len(FILES):
             changed = {FILES[int(number)]: framed(given) if FILES[int(number)].endswith(".npy") else given}
@@ -101,7 +121,7 @@ class _Told:
         wrapped = tuple(number.encode() + npy(array) for number, array in arrays if self.grid <= 16)
         parted_files = tuple(bytes([one[0]]) + unframed(one[1:]) for one in (*plain[1:3], *wrapped))
         more = b'0{"segments_2d": [{"id": 7, "category_id": 1}], "segments_3d": []}'
-        return (*plain, *wrapped, *parted_files, more)
+        return (*plain, *wrapped, *parted_files, more, b"8ab")
 
 
 def prediction(folder: Path) -> FuzzTarget:
