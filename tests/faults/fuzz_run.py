@@ -189,7 +189,7 @@ def inside(name: str, folder: Path, arguments: Sequence[str]) -> None:
     def one(data: bytes) -> None:
         before = len(tally.defects)
         tally.take(data)
-        if len(tally.defects) > before or not tally.outcomes.total() % 500:
+        if len(tally.defects) > before or not tally.outcomes.total() % 100:
             told.write_text(json.dumps(tally.report()))
 
     words = folder / "words.txt"

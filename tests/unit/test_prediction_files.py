@@ -18,12 +18,12 @@ KEY = "scene/0000"
 GRID = 16
 
 
-def write(folder: Path, flat: NDArray[Any], volume: float = 0.5, **table: Any) -> Path:
-    """A prediction of a golden sample with maps like ``flat``, distances of one value, and other members in its table."""
+def write(folder: Path, flat: NDArray[Any], **table: Any) -> Path:
+    """A prediction of a golden sample with maps like ``flat``, and other members in its table."""
     held = np.zeros((GRID,) * 3, np.int32)
     held[3:9] = 1
     depth = np.ones(flat.shape, np.float32)
-    write_prediction(folder, KEY, Prediction(flat, {1: 3}, depth, held, {1: 3}, np.full((GRID,) * 3, volume, np.float32)))
+    write_prediction(folder, KEY, Prediction(flat, {1: 3}, depth, held, {1: 3}, np.full((GRID,) * 3, 0.5, np.float32)))
     path = folder / "scene_0000" / "segments.json"
     path.write_text(json.dumps({**json.loads(path.read_bytes()), **table}))
     return folder
@@ -45,7 +45,8 @@ def test_maps_without_pixels_are_refused(shape: tuple[int, int], tmp_path: Path)
 @pytest.mark.parametrize("name", ["segments_2d", "segments_3d"])
 @pytest.mark.parametrize("number", [0, -1, 1 << 63, 10**4000, 1.0, True, "1", None])
 def test_ids_that_no_map_can_hold_are_refused(name: str, number: object, tmp_path: Path) -> None:
-    write(tmp_path, np.ones((6, 8), np.int32), **{name: [{"id": number, "category_id": 3}]})
+    table: dict[str, Any] = {name: [{"id": number, "category_id": 3}]}
+    write(tmp_path, np.ones((6, 8), np.int32), **table)
     with pytest.raises(SourceError, match=name):
         read_prediction(tmp_path, KEY, GRID)
 
