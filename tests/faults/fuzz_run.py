@@ -38,6 +38,7 @@ CORPUS: Final = HERE.with_name("corpus")
 SECONDS_PER_INPUT: Final = 20
 MEMORY_MB: Final = 3072
 MOST_STARTS: Final = 40
+RUNS_OF_A_START: Final = 20_000  # atheris never lets go of arrays whose comparison it traces
 MOST_DEFECTS: Final = 20
 MOST_KEPT: Final = 24
 NUMBERS: Final = (
@@ -229,7 +230,7 @@ def run_guided(name: str, folder: Path, runs: int, seconds: int, seed: int) -> d
 
 def _start(name: str, folder: Path, runs: int, seconds: int, seed: int, total: dict[str, Any]) -> None:
     arguments = [
-        f"-runs={runs}" if runs > 0 else "-runs=-1",
+        f"-runs={min(runs, RUNS_OF_A_START) if runs > 0 else RUNS_OF_A_START}",
         f"-seed={seed + 1}",
         f"-timeout={SECONDS_PER_INPUT}",
         "-print_final_stats=1",

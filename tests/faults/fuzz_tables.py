@@ -27,10 +27,9 @@ def sample_row(folder: Path) -> FuzzTarget:
     rows = open_store(victim.root).samples.to_pylist()
 
     def read(data: bytes) -> None:
-        table = _patched(rows, data)
-        held = to_parquet(table)
+        held = _patched(rows, data)
         path = f"tables/samples-{sha256(held)[:16]}.parquet"
-        named = {"path": path, "sha256": sha256(held), "size_byte": len(held), "rows": table.num_rows}
+        named = {"path": path, "sha256": sha256(held), "size_byte": len(held), "rows": len(rows)}
         sealed = {**victim.manifest, "tables": {**victim.manifest["tables"], "samples": named}}
         with victim.with_files({**victim.sealed(sealed), path: held}):
             victim.observed()
@@ -48,15 +47,15 @@ def sample_row(folder: Path) -> FuzzTarget:
     return FuzzTarget("sample_row", seeds, read, (SceneMillError,), words + JSON_WORDS, 2048, inside="store", light=40)
 
 
-def _patched(rows: list[dict[str, Any]], data: bytes) -> pa.Table:
-    """A samples table with other values in its first row.
+def _patched(rows: list[dict[str, Any]], data: bytes) -> bytes:
+    """The file of a samples table with other values in its first row.
 
     Raises:
         ConfigError: they are none that the columns can hold.
     """
     try:
         given = json.loads(data)
-        return pa.Table.from_pylist([{**rows[0], **given}, *rows[1:]], SAMPLES)
+        return to_parquet(pa.Table.from_pylist([{**rows[0], **given}, *rows[1:]], SAMPLES))
     except (ValueError, TypeError, RecursionError, OverflowError, pa.ArrowException) as error:
         raise ConfigError("no row of a samples table") from error
 
