@@ -12,6 +12,7 @@ from scenemill.schemas.errors import ConfigError
 RESULTS: Final = "results"
 """The folder in a job's own to which it writes where its spec says nothing else."""
 
+_DEEPEST: Final = 100  # parts of a pattern
 _SIGNS: Final = frozenset("*?[")
 
 
@@ -51,10 +52,10 @@ class JobRoots:
         path = Path(text)
         if not path.is_absolute():
             raise ConfigError(f"{setting}={text[:200]!r}: allowed is an absolute path in one of the service's roots")
-        if setting == "evaluate.checkpoint" and not path.exists() and not _SIGNS.isdisjoint(text):
+        if setting == "evaluate.checkpoint" and not os.path.exists(path) and not _SIGNS.isdisjoint(text):  # noqa: PTH110 - see below
             return self._locate_pattern(setting, path)
         found = self._reach(setting, path)
-        if setting == "evaluate.checkpoint" and found.is_dir():
+        if setting == "evaluate.checkpoint" and os.path.isdir(found):  # noqa: PTH112 - those of Path raise for names that are too long
             self._reach_all(setting, found.glob(PATTERN))
         return str(found)
 
@@ -72,6 +73,8 @@ class JobRoots:
         fixed = next(number for number, part in enumerate(path.parts) if not _SIGNS.isdisjoint(part))
         if ".." in path.parts[fixed:]:
             raise ConfigError(f"{setting}={str(path)[:200]!r}: allowed is a pattern without '..'")
+        if path.parts.count("**") > 1 or len(path.parts) > _DEEPEST:  # a second "**" looks below each folder of the first
+            raise ConfigError(f"{setting}={str(path)[:200]!r}: allowed is a pattern of {_DEEPEST} parts, one of them '**'")
         base = self._reach(setting, Path(*path.parts[:fixed]))
         pattern = str(Path(glob.escape(str(base)), *path.parts[fixed:]))
         self._reach_all(setting, map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - the base may hold such signs

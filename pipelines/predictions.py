@@ -36,6 +36,7 @@ from scenemill.transforms.publish import remove, withdraw, write_whole
 
 _LIMIT_BYTE: Final = 1 << 28
 _JSON_LIMIT_BYTE: Final = 1 << 24
+_LARGEST_ID: Final = (1 << 63) - 1
 _IDS: Final = ("int32", "int64", "uint16", "uint8", "int16", "uint32")
 _FLOATS: Final = ("float32", "float64", "float16")
 
@@ -84,18 +85,22 @@ def read_prediction(root: Path, key: str, grid: int) -> Prediction:
     folder = folder_of(key)
     table = _read_segments(folders.read_file(root, f"{folder}/segments.json", _JSON_LIMIT_BYTE))
     panoptic_2d = npz.read_npy(folders.read_file(root, f"{folder}/panoptic_2d.npy", _LIMIT_BYTE), None, _IDS)
-    depth = npz.read_npy(folders.read_file(root, f"{folder}/depth_2d.npy", _LIMIT_BYTE), None, _FLOATS).astype(np.float32)
-    if panoptic_2d.ndim != 2 or depth.shape != panoptic_2d.shape:
-        raise SourceError("shape", f"panoptic_2d {panoptic_2d.shape}, depth_2d {depth.shape}", "two maps of one size")
+    depth = _to_float32(npz.read_npy(folders.read_file(root, f"{folder}/depth_2d.npy", _LIMIT_BYTE), None, _FLOATS))
+    if panoptic_2d.ndim != 2 or depth.shape != panoptic_2d.shape or not depth.size:
+        raise SourceError("shape", f"panoptic_2d {panoptic_2d.shape}, depth_2d {depth.shape}", "two maps of one size, with pixels")
     classes_2d = _classes(table, "segments_2d")
     if "segments_3d" not in table and not (root / folder / "panoptic.npz").exists():
         return Prediction(panoptic_2d, classes_2d, depth)
     volume = (grid,) * 3
     panoptic_3d = npz.read_array(folders.read_file(root, f"{folder}/panoptic.npz", _LIMIT_BYTE), "data", volume, _IDS, _LIMIT_BYTE)
     distance = npz.read_array(folders.read_file(root, f"{folder}/geometry.npz", _LIMIT_BYTE), "data", volume, _FLOATS, _LIMIT_BYTE)
-    return Prediction(
-        panoptic_2d, classes_2d, depth, panoptic_3d, _classes(table, "segments_3d"), distance.astype(np.float32, copy=False)
-    )
+    return Prediction(panoptic_2d, classes_2d, depth, panoptic_3d, _classes(table, "segments_3d"), _to_float32(distance))
+
+
+def _to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """In the dtype that predictions have; infinite where a number is too large for it."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)
 
 
 def _read_segments(data: bytes) -> Mapping[str, Any]:
@@ -114,8 +119,10 @@ def _classes(table: Mapping[str, Any], name: str) -> dict[int, int]:
     classes: dict[int, int] = {}
     for entry in entries if isinstance(entries, list) else [None]:
         segment, label = (entry.get("id"), entry.get("category_id")) if isinstance(entry, dict) else (None, None)
-        if type(segment) is not int or segment <= 0 or segment in classes:
-            raise SourceError("container", f"{name} with the id {str(segment)[:40]!r}", "whole numbers above 0, each once")
+        if type(segment) is not int or not 0 < segment <= _LARGEST_ID or segment in classes:
+            raise SourceError(
+                "container", f"{name} with the id {ascii(segment)[:40]}", "whole numbers above 0 of 64 bits, each once"
+            )
         if type(label) is not int or label not in known:
             raise SourceError("label_known", f"{name} with the category_id {str(label)[:40]!r}", f"0 to {max(known)}")
         classes[segment] = label

@@ -160,6 +160,7 @@ def _read(answer: duckdb.DuckDBPyRelation, limit: int | None) -> pa.Table:
     for batch in reader:
         if limit is not None and rows >= limit:
             break
+        batch.validate(full=True)  # texts of damaged files may be none
         batches.append(batch)
         rows += batch.num_rows
         size_byte += batch.nbytes

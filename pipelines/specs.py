@@ -15,7 +15,7 @@ import yaml
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ACTIONS, ExperimentConfig
-from scenemill.schemas.places import NO_CREDENTIALS, has_credentials
+from scenemill.schemas.places import NO_CREDENTIALS, has_credentials, texts_in
 from scenemill.schemas.settings import Setting, settings, shorten
 
 LIMIT_BYTE: Final = 1 << 18  # a spec with all settings and their help is a tenth of this
@@ -300,7 +300,7 @@ def _build(kind: type[Group], tree: dict[Any, Any], prefix: str, wrong: list[str
 
 
 def _links(value: Any) -> bool:
-    return any(map(_links, value)) if isinstance(value, list) else isinstance(value, str) and "${" in value
+    return any("${" in text for text in texts_in(value))
 
 
 def _unknown(dotted: str, root: type) -> str:

@@ -147,7 +147,9 @@ def _read(folder: Place, name: str, table: DeltaTable, columns: Sequence[str] | 
     files = [folder / name / uri.rpartition("/")[2] for uri in table.file_uris()]
     try:
         read = [pq.ParquetFile(pa.BufferReader(file.read_bytes())).read(schema.names, use_threads=False) for file in files]
-        return pa.concat_tables([schema.empty_table(), *(_completed(part, schema) for part in read)])
+        rows = pa.concat_tables([schema.empty_table(), *(_completed(part, schema) for part in read)])
+        rows.validate(full=True)  # damaged values are noticed where they are no text
+        return rows
     except SceneMillError:
         raise
     except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:  # the last two of damaged names of columns

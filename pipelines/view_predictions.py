@@ -21,12 +21,12 @@ from scenemill.pipelines.view_legend import Names, class_names, legend, segment_
 from scenemill.pipelines.view_log import read_scene
 from scenemill.pipelines.view_reading import READER
 from scenemill.pipelines.view_scenes import Plane, Scene
-from scenemill.pipelines.view_store import CLASS, PAGE, StoreRoot, voxel_frame
+from scenemill.pipelines.view_store import CLASS, PAGE, StoreRoot, centre_of, voxel_frame
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.fields import fields_of
 from scenemill.trainers.usd.describe import files_of
 from scenemill.transforms import folders
-from scenemill.transforms.geometry import GRIDS, camera_index
+from scenemill.transforms.geometry import GRIDS
 from scenemill.transforms.layout import hash_of
 
 SEGMENT: Final = "segment"
@@ -205,11 +205,19 @@ class PredictionsRoot:
             if store.holds(found):
                 return store.centre(found, grid)
         table = json.loads(folders.read_file(self.path, f"{self._folder(key)}/{TABLE}", _LIMIT_BYTE))
-        given = np.array(table.get("intrinsic", []))
-        if given.shape != (4, 4) or given.dtype.kind not in "if" or not np.isfinite(given).all() or not given[0, 0] * given[1, 1]:
-            return None
         height, width = prediction.panoptic_2d.shape
-        return camera_index(_SOURCE, given.astype(np.float64), (width, height), grid)
+        return _centre_of_table(table.get("intrinsic", []), (width, height), grid)
+
+
+def _centre_of_table(given: Any, size: tuple[int, int], grid: int) -> NDArray[np.float64] | None:
+    """As ``centre_of``, of the matrix that a table holds, which may be anything; None where it is none of a camera."""
+    try:
+        matrix = np.array(given)
+        if matrix.shape != (4, 4) or matrix.dtype.kind not in "if" or not matrix.diagonal()[:2].all():
+            return None
+        return centre_of(_SOURCE, matrix.astype(np.float64), size, grid)
+    except (SourceError, ValueError):  # the latter of lists of several lengths
+        return None
 
 
 def find_predictions(path: Path) -> Iterator[tuple[str, int]]:

@@ -16,7 +16,7 @@ from scenemill.pipelines.sheet import KNOWN
 from scenemill.pipelines.view_cut import VERTEX, Budget, cut_mesh, cut_points, cut_voxels
 from scenemill.pipelines.view_legend import Names, class_names, legend, voxel_names
 from scenemill.pipelines.view_scenes import Plane, Scene
-from scenemill.schemas.errors import ConfigError, SceneMillError
+from scenemill.schemas.errors import ConfigError, SceneMillError, SourceError
 from scenemill.schemas.fields import Field
 from scenemill.schemas.labels import Label
 from scenemill.transforms.geometry import back_project, camera_index, voxel_size_m
@@ -174,11 +174,31 @@ class StoreRoot:
 
         Raises:
             ConfigError: no such sample.
+            SourceError: its matrix is one that no camera has.
             Corrupt: the store is damaged there.
         """
         facts = self._store.facts(key)
         size = facts["image_width_pixel"], facts["image_height_pixel"]
-        return camera_index(self._store.layout.source, self._store.read(key, ["intrinsics"])["intrinsics"], size, grid)
+        return centre_of(self._store.layout.source, self._store.read(key, ["intrinsics"])["intrinsics"], size, grid)
+
+
+def centre_of(source: str, intrinsics: NDArray[np.float64], size: tuple[int, int], grid: int) -> NDArray[np.float64]:
+    """(3,): where a camera is, as an index of a grid; of a matrix that is not known to be a camera's.
+
+    Args:
+        source, intrinsics, size, grid: as of ``camera_index``.
+
+    Raises:
+        SourceError: the matrix is one that no camera has.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            centre = camera_index(source, intrinsics, size, grid)
+    except np.linalg.LinAlgError:
+        centre = np.full(3, np.nan)
+    if not np.isfinite(centre).all():
+        raise SourceError("intrinsics", "a matrix that no camera has", "focal lengths above 0")
+    return centre
 
 
 def _stamp_of(path: Path) -> str:

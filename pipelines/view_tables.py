@@ -52,7 +52,7 @@ class TablesRoot:
         ours = self._scores.filter(pc.and_(pc.invert(self._scores["published"]), pc.equal(self._scores["group"], "all")))
         columns = ["run", "model", "source", "split", "metric", "rule", "quality", "samples", "epoch", "step"]
         rows = ours.sort_by([("created", "descending"), ("metric", "descending"), ("rule", "descending")]).select(columns)
-        return {"runs": rows.to_pylist(), "error": self._error}
+        return {"runs": _to_json(rows), "error": self._error}
 
     def worst(self, run: str, metric: str, rule: str, start: int) -> dict[str, Any]:
         """A page of the samples of a run, those of the lowest quality first: key, quality, tp, fp, fn.
@@ -72,7 +72,7 @@ class TablesRoot:
         summed = summed.rename_columns(["key", "quality", "tp", "fp", "fn"]).sort_by(
             [("quality", "ascending"), ("key", "ascending")]
         )
-        return {"total": summed.num_rows, "start": start, "rows": summed.slice(start, PAGE).to_pylist()}
+        return {"total": summed.num_rows, "start": start, "rows": _to_json(summed.slice(start, PAGE))}
 
     def sample(self, key: str) -> list[dict[str, Any]]:
         """What every run came to on a sample: a row per run, metric, rule and class."""
@@ -80,8 +80,18 @@ class TablesRoot:
         columns = ["run", "metric", "rule", "class_id", "class_name", "quality", "tp", "fp", "fn"]
         rows = rows.append_column("quality", _quality(rows))
         order = [("run", "ascending"), ("metric", "descending"), ("rule", "descending"), ("class_id", "ascending")]
-        found: list[dict[str, Any]] = rows.sort_by(order).select(columns).to_pylist()
-        return found
+        return _to_json(rows.sort_by(order).select(columns))
+
+
+def _to_json(rows: pa.Table) -> list[dict[str, Any]]:
+    """Rows as JSON takes them: null for numbers that it does not have, as damaged or strange tables hold them."""
+    for place, column in enumerate(rows.schema):
+        if pa.types.is_floating(column.type):
+            values = rows[column.name]
+            known = pc.if_else(pc.is_finite(values), values, pa.scalar(None, column.type))
+            rows = rows.set_column(place, column.with_nullable(True), known)
+    found: list[dict[str, Any]] = rows.to_pylist()
+    return found
 
 
 def _where(rows: pa.Table, wanted: dict[str, str]) -> pa.Table:

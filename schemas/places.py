@@ -20,14 +20,27 @@ _CREDENTIALS: Final = re.compile(r"://[^/?#\s]*@")
 
 
 def has_credentials(value: Any) -> bool:
-    """Whether a text, or one of a list of texts, has an address with a user or a password in it. Such a text is not to be shown.
+    """Whether a text, or one in a list, has an address with a user or a password in it. Such a text is not to be shown.
 
     >>> has_credentials("s3://bucket/a@b"), has_credentials(["dask=tcp://me:word@host:8786"])
     (False, True)
     """
-    if isinstance(value, list | tuple):
-        return any(map(has_credentials, value))
-    return isinstance(value, str) and _CREDENTIALS.search(value) is not None
+    return any(_CREDENTIALS.search(text) for text in texts_in(value))
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """A text, or the texts in a list, in lists within it too; without recursion, for others' lists lie in lists without end.
+
+    >>> sorted(texts_in(["a", [["b"], 3]]))
+    ['a', 'b']
+    """
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list | tuple):
+            waiting.extend(one)
+        elif isinstance(one, str):
+            yield one
 
 
 @dataclass(frozen=True)

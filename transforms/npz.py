@@ -61,13 +61,19 @@ def member_names(archive: bytes) -> list[str]:
     Raises:
         SourceError: not a zip archive, a member twice, or a member that is no npy file.
     """
-    names = [info.filename for info in _directory(archive)]
+    return list(_members(archive))
+
+
+def _members(archive: bytes) -> dict[str, zipfile.ZipInfo]:
+    """The arrays in an npz file by name; the directory is read once, for that takes longer than a small array."""
+    infos = _directory(archive)
+    names = [info.filename for info in infos]
     if len(set(names)) != len(names):
         raise SourceError("container", "two members of one name", "every member once")
     for name in names:
         if not name.endswith(".npy"):
             raise SourceError("container", f"member {name[:80]!r}", "npy members only")
-    return [name.removesuffix(".npy") for name in names]
+    return {name.removesuffix(".npy"): info for name, info in zip(names, infos, strict=True)}
 
 
 def read_array(
@@ -212,10 +218,10 @@ def _directory(archive: bytes) -> list[zipfile.ZipInfo]:
 
 def _open_member(archive: bytes, member: str) -> tuple[io.BufferedIOBase, ArrayHeader]:
     """A stream over one member's bytes, past its npy header."""
-    names = member_names(archive)
-    if member not in names:
-        raise SourceError("container", f"members {', '.join(names)[:200] or 'none'}", f"a member {member!r}")
-    info = _directory(archive)[names.index(member)]
+    members = _members(archive)
+    if member not in members:
+        raise SourceError("container", f"members {', '.join(members)[:200] or 'none'}", f"a member {member!r}")
+    info = members[member]
     stream = _member_stream(archive, info)
     header = _read_header(stream)
     if surplus := info.file_size - stream.tell() - header.size_byte:

@@ -18,6 +18,7 @@ from scenemill.schemas.sample import Sample
 from scenemill.schemas.steps import reached
 from scenemill.schemas.tables import FINDINGS, SAMPLES, Finding, table_of
 from scenemill.transforms import publish
+from scenemill.transforms.documents import check_receipt
 from scenemill.transforms.layout import CONVERSION, FORMAT, Layout, hash_of, shard_path, to_bytes
 from scenemill.transforms.rows import read_rows, write_rows
 from scenemill.transforms.shards import ShardWriter
@@ -116,10 +117,11 @@ def read_receipt(store: Place, part: str, checksum: str | None = None) -> Receip
         raise Corrupt(f'part {part}: receipt differs from its checksum. Run "scenemill verify {store}"')
     try:
         held = json.loads(path.read_bytes())
+        check_receipt(held, part)
         held["samples"] = tuple((key, digest) for key, digest in held["samples"])
         return Receipt(**held)
-    except (ValueError, TypeError, KeyError) as error:
-        raise Corrupt(f'part {part}: receipt cannot be read ({error}). Run "scenemill verify {store}"') from error
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise Corrupt(f'part {part}: receipt cannot be read ({str(error)[:200]}). Run "scenemill verify {store}"') from error
 
 
 def finished_part(store: Place, part: str) -> Receipt | None:

@@ -47,6 +47,8 @@ def read_rows(path: Place, schema: pa.Schema, checksum: str | None = None) -> pa
         for column in schema:
             if column.nullable and column.name not in table.column_names:
                 table = table.append_column(column, pa.nulls(table.num_rows, column.type))
-        return table.cast(schema)
+        table = table.cast(schema)
+        table.validate(full=True)  # a text that is none would be an error of whoever looks at it
+        return table
     except (pa.ArrowException, OSError, ValueError) as error:
         raise Corrupt(f"table {path}: no readable table of this version ({error})") from error

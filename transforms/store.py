@@ -27,8 +27,9 @@ from scenemill.schemas.fields import Field, raw_orientation
 from scenemill.schemas.places import Place
 from scenemill.schemas.sample import Sample
 from scenemill.schemas.tables import FINDINGS, RUNS, SAMPLES
+from scenemill.transforms.documents import check_manifest
+from scenemill.transforms.folders import sha256
 from scenemill.transforms.layout import (
-    FRUSTUM,
     FRUSTUM_CHUNK,
     ROOT,
     Layout,
@@ -40,10 +41,10 @@ from scenemill.transforms.layout import (
 )
 from scenemill.transforms.objects import ObjectPath, ObjectRanges, place_of
 from scenemill.transforms.parts import Receipt, read_receipt
-from scenemill.transforms.publish import checksum_of
 from scenemill.transforms.ranges import LocalRanges, RangeReader, RemoteRanges
 from scenemill.transforms.reader import Box, ShardReader
 from scenemill.transforms.rows import read_rows
+from scenemill.transforms.shards import decode_chunk
 
 if TYPE_CHECKING:
     import xarray
@@ -112,13 +113,14 @@ def _parsed(path: Place, data: bytes) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(data)
         manifest = document["attributes"][_DOCUMENT_KEY]
         altered = version_id(manifest) != manifest["version"]
-        layout = Layout.from_manifest(manifest)
+        layout = Layout.from_manifest(manifest)  # first: another format has other members
+        check_manifest(manifest)
         expected = group_document(layout, rows_of_manifest(layout, manifest), _without_version(manifest))
         altered = altered or to_bytes(document) != to_bytes(expected)
     except WrongVersion:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise Corrupt(f"manifest {path}: cannot be read ({type(error).__name__}: {error}); {_ADVICE}") from error
+        raise Corrupt(f"manifest {path}: cannot be read ({type(error).__name__}: {str(error)[:200]}); {_ADVICE}") from error
     if altered:
         raise Corrupt(f"manifest {path}: differs from what was published; {_ADVICE}")
     return document
@@ -238,14 +240,20 @@ class Store:
         """(X, Y, Z) bool, True inside the frustum that all samples share; None where each carries its own in ``outside``.
 
         Raises:
-            Corrupt: its file differs from its checksum.
+            Corrupt: its file differs from its checksum, or is of another grid.
         """
         if not self.layout.frustum:
             return None
         path = self.root / FRUSTUM_CHUNK
-        if not path.is_file() or checksum_of(path) != self.layout.frustum:
+        data = path.read_bytes() if path.is_file() else b""
+        if sha256(data) != self.layout.frustum:
             raise Corrupt(f'{path}: differs from its checksum. Run "scenemill ingest ... --repair"')
-        return np.asarray(cast("zarr.Array[Any]", self.group[FRUSTUM])[...])
+        mask = np.empty((self.layout.grid,) * 3, np.bool_)
+        try:
+            decode_chunk(data, mask)
+        except ValueError as error:  # of another grid
+            raise Corrupt(f'{path}: {error}. Run "scenemill ingest ... --repair"') from error
+        return mask
 
     def facts(self, key: str) -> dict[str, Any]:
         """A sample's row of the samples table.
@@ -341,13 +349,14 @@ class Store:
             return self.reader.array(field, facts["row"], box)
 
     def _read_by_zarr(self, field: Field, facts: Mapping[str, Any], box: Box | None) -> NDArray[Any]:
-        path = shard_path(field, facts["row"] // self.layout.samples_per_part)
-        self.check_file(facts["part"], path)
+        slot = facts["row"] // self.layout.samples_per_part
+        part, path = self._part_at(slot), shard_path(field, slot)
+        self.check_file(part, path)
         place = (facts["row"], *(slice(low, high) for low, high in box or ()))
         try:
             stored = np.asarray(self.array(field.name)[place])
         except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
-            raise self._corrupt(facts["part"], path, f"sample {facts['key']} cannot be decoded ({error})") from error
+            raise self._corrupt(part, path, f"sample {facts['key']} cannot be decoded ({error})") from error
         return self.layout.storage(field).decode(stored, field.dtype)
 
     @cached_property
@@ -356,11 +365,20 @@ class Store:
         return ShardReader(_ranges_of(self.root), self.layout, self._size_of)
 
     @cached_property
+    def _parts(self) -> dict[str, Mapping[str, Any]]:
+        return {part["id"]: part for part in self.manifest["parts"]}
+
+    @cached_property
     def _part_of_slot(self) -> dict[int, str]:
-        return {part["slot"]: part["id"] for part in self.manifest["parts"]}
+        return {part["slot"]: name for name, part in self._parts.items()}
+
+    def _part_at(self, slot: int) -> str:
+        if slot not in self._part_of_slot:
+            raise Corrupt(f"store {self.root}: a sample in slot {slot}, which no part of version {self.version} has; {_ADVICE}")
+        return self._part_of_slot[slot]
 
     def _size_of(self, slot: int, path: str) -> int:
-        return int(self.receipt(self._part_of_slot[slot]).files[path]["size_byte"])
+        return int(self.receipt(self._part_at(slot)).files[path]["size_byte"])
 
     @contextmanager
     def guarded(self, key: str, row: int, fields: Sequence[Field]) -> Iterator[None]:
@@ -378,7 +396,7 @@ class Store:
             slot = row // self.layout.samples_per_part
             paths = ", ".join(shard_path(field, slot) for field in fields)
             what = "is missing" if isinstance(error, FileNotFoundError) else str(error)
-            raise self._corrupt(self._part_of_slot[slot], paths, f"{what}; sample {key} cannot be read") from error
+            raise self._corrupt(self._part_at(slot), paths, f"{what}; sample {key} cannot be read") from error
 
     def check_file(self, part: str, path: str) -> None:
         """Refuse a file that is missing or of another length than its part's receipt says: Zarr would read it as fill values.
@@ -399,12 +417,22 @@ class Store:
             Corrupt: missing or damaged.
         """
         if part not in self._receipts:
-            checksums = {held["id"]: held["receipt_sha256"] for held in self.manifest["parts"]}
-            receipt = read_receipt(self.root, part, checksums.get(part))
+            if part not in self._parts:
+                raise Corrupt(
+                    f"store {self.root}: a sample of part {part[:40]!r}, which version {self.version} does not have; {_ADVICE}"
+                )
+            named = self._parts[part]
+            receipt = read_receipt(self.root, part, named["receipt_sha256"])
             if receipt is None:
                 raise self._corrupt(part, f"parts/{part}/receipt.json", "is missing")
+            if receipt.slot != named["slot"] or set(receipt.files) != self._files_of(part, receipt.slot):
+                raise self._corrupt(part, f"parts/{part}/receipt.json", "names other files than a part of this store has")
             self._receipts[part] = receipt
         return self._receipts[part]
+
+    def _files_of(self, part: str, slot: int) -> set[str]:
+        shards = {shard_path(field, slot) for field in self.layout.fields}
+        return shards | {f"parts/{part}/{table}.parquet" for table in ("samples", "findings")}
 
     def _corrupt(self, part: str, path: str, what: str) -> Corrupt:
         advice = f'"scenemill verify {self.root}" says what is whole, "scenemill ingest ... --repair" rebuilds it'

@@ -170,7 +170,7 @@ def _is_document(data: bytes | None, expected: dict[str, Any]) -> bool:
         found = json.loads(data or b"")
         rows = found["shape"][0]
         return bool(rows >= expected["shape"][0] and {**found, "shape": [expected["shape"][0], *found["shape"][1:]]} == expected)
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return False
 
 

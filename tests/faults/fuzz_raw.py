@@ -337,20 +337,22 @@ def camera_set(folder: Path) -> FuzzTarget:
 
 
 def campose(folder: Path) -> FuzzTarget:
-    """The poses of 3D-Front: an archive of eight small arrays, here as their npy files."""
-    whole = {"camera2world": np.eye(4), "blender_matrix": np.eye(4), "blender_location": np.zeros(3), "fov_x": np.float64(1)}
-    whole |= {"blender_rotation_euler": np.zeros(3), "intrinsic": np.eye(3), "fov_y": np.float64(1), "room_id": np.int64(3)}
+    """The poses of 3D-Front: an archive of eight small arrays, of which an input says which one it takes the place of."""
+    given = {"camera2world": np.eye(4), "blender_matrix": np.eye(4), "blender_location": np.zeros(3), "fov_x": np.float64(1)}
+    given |= {"blender_rotation_euler": np.zeros(3), "intrinsic": np.eye(3), "fov_y": np.float64(1), "room_id": np.int64(3)}
+    whole = {name: npy(np.asarray(array)) for name, array in given.items()}
     decode = next(file for file in front3d.FILES if file.kind == "campose").decode
 
     def read(data: bytes) -> None:
-        members = dict(zip(whole, part(data, len(whole)), strict=True))
+        members = whole | {[*whole][data[0] % len(whole)]: framed(data[1:])} if data else {}
         arrays: dict[str, NDArray[Any]] = {"world_from_camera": np.zeros((4, 4))}
         facts: dict[str, Any] = {}
         decode(archive({f"{name}.npy": body for name, body in members.items()}, 0), arrays, facts)
         right(len(facts["campose"]["blender_matrix"]) == 16 and isinstance(facts["campose"]["room_id"], int), "facts")
 
-    seed = parted(tuple(npy(np.asarray(array)) for array in whole.values()))
-    return FuzzTarget("campose", (seed,), read, words=_NPY_WORDS, longest_byte=4096)
+    seeds = tuple(bytes([number]) + body for number, body in enumerate(whole.values()))
+    seeds += tuple(one[:1] + unframed(one[1:]) for one in seeds)
+    return FuzzTarget("campose", seeds, read, words=_NPY_WORDS, longest_byte=512)
 
 
 def frustum(folder: Path) -> FuzzTarget:

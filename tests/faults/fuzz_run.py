@@ -38,6 +38,7 @@ CORPUS: Final = HERE.with_name("corpus")
 SECONDS_PER_INPUT: Final = 20
 MEMORY_MB: Final = 3072
 MOST_STARTS: Final = 40
+RUNS_OF_A_START: Final = 20_000  # what atheris traces takes more and more memory where arrays are compared
 MOST_DEFECTS: Final = 20
 MOST_KEPT: Final = 24
 NUMBERS: Final = (
@@ -68,6 +69,10 @@ TARGETS: Final = {  # name -> module and function
     **dict.fromkeys(("campose", "frustum"), "fuzz_raw"),
     **dict.fromkeys(("obj", "gltf", "log_labels", "log_names", "usd_text", "usd_crate"), "fuzz_scenes"),
     **dict.fromkeys(("spec", "schedule", "job_spec", "label_map", "place", "sql"), "fuzz_texts"),
+    **dict.fromkeys(("manifest", "receipt", "array_document", "shard"), "fuzz_stores"),
+    **dict.fromkeys(("sample_row", "store_table", "metric_table"), "fuzz_tables"),
+    **dict.fromkeys(("prediction", "prediction_view"), "fuzz_predictions"),
+    **{"view_request": "fuzz_viewer", "job_request": "fuzz_jobs"},
 }
 
 
@@ -89,12 +94,14 @@ class Tally:
     def __init__(self, target: "FuzzTarget", fence: "Fence", found: Path) -> None:
         self.target, self._fence, self._found = target, fence, found
         self.outcomes: Counter[str] = Counter()
+        self.slowest_s = 0.0
         self.defects: dict[str, dict[str, str]] = {}
 
     def take(self, data: bytes) -> None:
         """Try an input."""
         from tests.faults.fuzz_target import attempt, signature
 
+        began = time.monotonic()
         try:
             self.outcomes[attempt(self.target, self._fence, data)] += 1
         except Exception as error:
@@ -106,10 +113,13 @@ class Tally:
             path.write_bytes(data)
             told = "".join(traceback.format_exception(error))[-1500:]
             self.defects[sign] = {"what": f"{sign}: {str(error)[:200]}", "file": str(path), "trace": told}
+        finally:
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
 
     def report(self) -> dict[str, Any]:
         """As JSON takes it."""
-        return {"target": self.target.name, "outcomes": dict(self.outcomes), "defects": list(self.defects.values())}
+        cost = {"slowest_s": round(self.slowest_s, 3), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10}
+        return {"target": self.target.name, "outcomes": dict(self.outcomes), **cost, "defects": list(self.defects.values())}
 
 
 def fresh(target: "FuzzTarget", seeds: Sequence[bytes], count: int, seed: int) -> Iterator[bytes]:
@@ -142,8 +152,8 @@ def run_light(name: str, folder: Path, seed: int) -> dict[str, Any]:
         signal.alarm(SECONDS_PER_INPUT)
         tally.take(data)
         signal.alarm(0)
-    cost = {"cpu_s": round(time.process_time() - started, 2), "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10}
-    return {**tally.report(), "executions": tally.outcomes.total(), "kept": len(kept(name)), **cost}
+    cpu_s = round(time.process_time() - started, 2)
+    return {**tally.report(), "executions": tally.outcomes.total(), "kept": len(kept(name)), "cpu_s": cpu_s}
 
 
 def _time_is_up(number: int, frame: object) -> None:
@@ -157,7 +167,7 @@ def _open(name: str, folder: Path, found: Path) -> tuple["FuzzTarget", Tally]:
     here.mkdir(parents=True)
     os.chdir(here)  # a name that is no path leads nowhere else
     target = open_target(name, here)
-    tally = Tally(target, Fence(here), found)
+    tally = Tally(target, Fence(here / target.inside), found)
     for data in target.seeds[:1]:
         target.read(data)  # a seed that is refused makes a blind target
     return target, tally
@@ -180,7 +190,7 @@ def inside(name: str, folder: Path, arguments: Sequence[str]) -> None:
     def one(data: bytes) -> None:
         before = len(tally.defects)
         tally.take(data)
-        if len(tally.defects) > before or not tally.outcomes.total() % 500:
+        if len(tally.defects) > before or not tally.outcomes.total() % 100:
             told.write_text(json.dumps(tally.report()))
 
     words = folder / "words.txt"
@@ -201,6 +211,7 @@ def run_guided(name: str, folder: Path, runs: int, seconds: int, seed: int) -> d
     """Fuzz a target until it has had its executions or its time, from where it was after whatever ended the process."""
     (folder / "corpus").mkdir(parents=True)
     total: dict[str, Any] = {"target": name, "executions": 0, "coverage": 0, "starts": 0, "outcomes": Counter(), "defects": []}
+    total |= {"slowest_s": 0.0, "peak_mb": 0}
     started = time.monotonic()
     while total["starts"] < MOST_STARTS and (runs <= 0 or total["executions"] < runs):
         left = max(1, seconds - int(time.monotonic() - started)) if seconds else 0
@@ -219,7 +230,7 @@ def run_guided(name: str, folder: Path, runs: int, seconds: int, seed: int) -> d
 
 def _start(name: str, folder: Path, runs: int, seconds: int, seed: int, total: dict[str, Any]) -> None:
     arguments = [
-        f"-runs={runs}" if runs > 0 else "-runs=-1",
+        f"-runs={min(runs, RUNS_OF_A_START) if runs > 0 else RUNS_OF_A_START}",
         f"-seed={seed + 1}",
         f"-timeout={SECONDS_PER_INPUT}",
         "-print_final_stats=1",
@@ -236,6 +247,8 @@ def _start(name: str, folder: Path, runs: int, seconds: int, seed: int, total: d
     total["coverage"] = max([total["coverage"], *map(int, re.findall(r"\bcov: (\d+)", done.stderr))])
     told = json.loads((here / "tally.json").read_text()) if (here / "tally.json").exists() else {"outcomes": {}, "defects": []}
     total["outcomes"].update(told["outcomes"])
+    for cost in ("slowest_s", "peak_mb"):
+        total[cost] = max(total[cost], told.get(cost, 0))
     total["defects"] += told["defects"]
     for path in sorted(folder.glob("native-*")):
         kept_as = path.rename(folder / f"defect-{path.name}")

@@ -65,6 +65,7 @@ class FuzzTarget:
         warns: whether it may warn its user.
         asks: whether it may begin a process and unpickle its answers.
         light: executions of the short form.
+        inside: the folder below its own that the reader may look into; "" for all of its own.
     """
 
     name: str
@@ -76,6 +77,7 @@ class FuzzTarget:
     warns: bool = False
     asks: bool = False
     light: int = 200
+    inside: str = ""
 
 
 @dataclass

@@ -198,6 +198,10 @@ def job_spec(folder: Path) -> FuzzTarget:
         b"**",
         b"*",
         b"[!a]",
+        b"**/" * 3,
+        b"*/" * 60,
+        b"a" * 300,
+        b"[" * 600 + b"1" + b"]" * 600,
         b"s3://bucket/key",
         b"\\u0000",
         b"\\ud800",
@@ -208,7 +212,7 @@ def job_spec(folder: Path) -> FuzzTarget:
         b"{",
     )
     seeds = tuple(json.dumps(one).encode() for one in asked)
-    return FuzzTarget("job_spec", seeds, read, (ConfigError,), words + more, 1024, light=100)
+    return FuzzTarget("job_spec", seeds, read, (ConfigError,), words + more, 3000, light=100)
 
 
 def label_map(folder: Path) -> FuzzTarget:

@@ -51,10 +51,11 @@ def frustum(source: str) -> NDArray[np.bool_] | None:
     return np.indices((GRID,) * 3).sum(axis=0) % 2 == 0 if source == "front3d" else None
 
 
-def sample(source: str, number: int) -> tuple[Sample, dict[str, Any]]:
-    """Sample ``number`` and its facts; the last one lacks its optional field."""
+def sample(source: str, number: int, camera: NDArray[np.float64] | None = None) -> tuple[Sample, dict[str, Any]]:
+    """Sample ``number`` and its facts; the last one lacks its optional field. With the matrix of a camera in place of counted numbers."""
     fields = [field for field in fields_of(source) if field.required or number < SAMPLES - 1]
     arrays = {field.name: values(source, field.name, number) for field in fields}
+    arrays |= {} if camera is None else {"intrinsics": camera}
     files = [{"kind": "rgb", "path": f"data/scene/rgb_{number:04}.png", "size_byte": 10, "sha256": "0" * 64, "fields": ["rgb"]}]
     facts: dict[str, Any] = {
         "fields": list(arrays),
@@ -73,8 +74,13 @@ def sample(source: str, number: int) -> tuple[Sample, dict[str, Any]]:
     return Sample(f"scene/{number:04}", arrays, {"digest": f"{number:064}", "files": files, "raw_byte": 10}), facts
 
 
-def write_store(source: str, store: Path) -> str:
+def write_store(source: str, store: Path, camera: NDArray[np.float64] | None = None) -> str:
     """Write and publish the small store of a source: two parts, three samples, one more rejected.
+
+    Args:
+        source: whose form it has.
+        store: its folder.
+        camera: (4, 4), of every sample; None for counted numbers, which the kept stores hold.
 
     Returns:
         The version's id.
@@ -89,7 +95,7 @@ def write_store(source: str, store: Path) -> str:
                 for position, held in enumerate(part.samples):
                     number = int(held.listed.key[-4:])
                     if number < SAMPLES:
-                        made, facts = sample(source, number)
+                        made, facts = sample(source, number, camera)
                         writer.append(position, made, facts, [])
                     else:
                         bad = Sample(held.listed.key, {}, {"digest": held.digest, "raw_byte": 5, "files": []})

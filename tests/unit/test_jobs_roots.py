@@ -156,3 +156,17 @@ def test_every_walk_ends_where_it_may_or_is_refused(world: Path, roots: JobRoots
         assert allowed
     except ConfigError:
         assert not allowed
+
+
+@pytest.mark.parametrize("pattern", ["**/a/**/*.pth", "**/**/*.pth", "*/" * 200 + "*.pth", "*/" * 5000])
+def test_a_pattern_that_would_be_looked_for_without_end_is_refused(pattern: str, world: Path, roots: JobRoots) -> None:
+    with pytest.raises(ConfigError, match=r"one of them '\*\*'"):
+        roots.locate("evaluate.checkpoint", f"{world}/one/{pattern}")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "a/" * 3000])
+def test_a_name_that_no_disk_has_is_a_path_like_any_other(name: str, world: Path, roots: JobRoots) -> None:
+    for setting in ("evaluate.checkpoint", "results_dir"):
+        assert roots.locate(setting, f"{world}/one/{name}") == str(world / "one" / name)
+        with pytest.raises(ConfigError, match="not in one of the service's roots"):
+            roots.locate(setting, f"{world}/{name}")

@@ -259,3 +259,13 @@ def test_any_spec_is_taken_or_refused_in_words(roots: JobRoots, kind: str, spec:
         str(error).encode()
         return
     assert "/etc" not in " ".join(made.arguments).split("=") and all("\0" not in argument for argument in made.arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("ingest", "input"), ("ingest", "splits"), ("train", "encryption_key"), ("fit", "store")]
+)
+@pytest.mark.parametrize("depth", [100, 500, 950])
+def test_lists_in_lists_without_end_are_no_value(kind: str, name: str, depth: int, roots: JobRoots) -> None:
+    value = json.loads("[" * depth + '"a"' + "]" * depth)
+    with pytest.raises(ConfigError, match=name):
+        check_spec(kind, {name: value}, roots, None)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from scenemill.pipelines import tables
 from scenemill.pipelines.query import query
 from scenemill.pipelines.tables import append_run, datasets, read_table
-from scenemill.schemas.errors import ConfigError, Conflict, NotPublished
+from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, NotPublished
 from scenemill.schemas.published import PUBLISHED, published_scores
 from scenemill.schemas.tables import COUNTS, DEPTHS, FITS, SCORES, table_of
 
@@ -449,3 +450,19 @@ def test_published_rows_are_the_same_every_time() -> None:
     assert len({result.run for result in PUBLISHED}) == len(PUBLISHED)
     assert set(table["published"].to_pylist()) == {True}
     assert table["tp"].null_count == table["samples"].null_count == table.num_rows
+
+
+def test_text_that_is_none_is_told_by_tables_and_by_questions(tmp_path: Path) -> None:
+    append_run(tmp_path, "run", rows_of("run", 1))
+    (file,) = (tmp_path / "counts").glob("*.parquet")
+    before = file.stat().st_size
+    pq.write_table(pq.ParquetFile(file).read(), file, compression="none", use_dictionary=False, write_statistics=False)
+    data = file.read_bytes()
+    assert data.count(b"chair") == 1
+    file.write_bytes(data.replace(b"chair", b"\xffhair"))
+    log = max((tmp_path / "counts" / "_delta_log").glob("*.json"))
+    log.write_text(log.read_text().replace(f'"size":{before}', f'"size":{len(data)}'))
+    with pytest.raises(Corrupt, match="UTF8"):
+        read_table(tmp_path, "counts")
+    with pytest.raises(ConfigError, match=r"(?i)utf-?8"):
+        query(tmp_path, "SELECT class_name FROM counts")
