@@ -264,7 +264,7 @@ def test_any_spec_is_taken_or_refused_in_words(roots: JobRoots, kind: str, spec:
 @pytest.mark.parametrize(
     ("kind", "name"), [("ingest", "input"), ("ingest", "splits"), ("train", "encryption_key"), ("fit", "store")]
 )
-@pytest.mark.parametrize("depth", [100, 500, 950])
+@pytest.mark.parametrize("depth", [100, 500])  # deeper ones are no plain JSON, by how deep the caller is
 def test_lists_in_lists_without_end_are_no_value(kind: str, name: str, depth: int, roots: JobRoots) -> None:
     value = json.loads("[" * depth + '"a"' + "]" * depth)
     with pytest.raises(ConfigError, match=name):
