@@ -85,6 +85,7 @@ def test_raw_folder_and_store_may_be_in_a_bucket(
     object_clients._connect.cache_clear()
 
 
+@pytest.mark.full
 def test_a_job_that_fails_is_told_with_its_last_word(front3d_world: Path, tmp_path: Path) -> None:
     config = IngestConfig("matterport", front3d_world, tmp_path / "store")
     with dataflow(run=True) as service, pytest.raises(SceneMillError, match=r"job-1.*FAILED[\s\S]*ConfigError"):

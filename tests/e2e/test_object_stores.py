@@ -160,6 +160,7 @@ def test_google_cloud_storage_holds_the_same_objects(front3d_world: Path, local:
     object_clients._connect.cache_clear()
 
 
+@pytest.mark.full
 def test_a_raw_folder_in_a_bucket_gives_the_same_store_and_is_read_again_only_where_it_changed(
     front3d_world: Path, local: Path, bucket: Remote, net: Proxy, tmp_path: Path
 ) -> None:

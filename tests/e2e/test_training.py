@@ -112,6 +112,7 @@ def test_a_stopped_training_goes_on_to_the_same_curve(raw: Path, tmp_path: Path)
     assert first["order"] == second["order"]
 
 
+@pytest.mark.full
 def test_a_training_interrupted_within_a_step_loses_no_sample(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_training(experiment(raw, tmp_path / "whole"), silent, silent)
     judged = Stage1Loss.forward
@@ -210,6 +211,7 @@ def test_two_processes_train_one_model(raw: Path, tmp_path: Path) -> None:
     assert (resumed.step, len(resumed.losses)) == (3, 1)
 
 
+@pytest.mark.full
 @pytest.mark.real
 def test_the_real_views_train(real_data: Path, tmp_path: Path) -> None:
     config = experiment(real_data / "data" / "front3d", tmp_path, "train.optim.max_steps=2", "dataset.val.base_dir=''")

@@ -220,6 +220,7 @@ def test_repair_of_a_whole_store_changes_nothing(mill: "Mill", front3d_world: Pa
     assert mill.sums_of(store) == mill.sums_of(grown_store)
 
 
+@pytest.mark.full
 def test_damaged_memory_of_sums_is_no_memory(mill: "Mill", front3d_world: Path, grown_store: Path, tmp_path: Path) -> None:
     store = Path(shutil.copytree(grown_store, tmp_path / "store"))
     for change in CHANGES.values():

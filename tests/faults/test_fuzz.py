@@ -75,6 +75,7 @@ def test_damaged_raw_files_are_refused_or_read_right(
     assert report["peak_byte"] < PEAK_LIMIT_BYTE
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("count", "seed"), [(1_000, 0), pytest.param(20_000, 1, marks=pytest.mark.full)])
 def test_damaged_store_documents_are_refused_or_read_right(
     count: int, seed: int, small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

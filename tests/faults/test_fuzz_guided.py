@@ -12,8 +12,8 @@ import pytest
 from tests.faults.fuzz_run import TARGETS
 
 RUN: Final = Path(__file__).with_name("fuzz_run.py")
-QUICK: Final = ("npz_member", "manifest", "shard", "job_request")
-"""Targets of several kinds that begin within seconds, for the short form."""
+QUICK: Final = ("npz_member", "job_request")
+"""Targets of two kinds that begin within seconds, for the short form."""
 
 guided: Final = pytest.mark.skipif(find_spec("atheris") is None, reason="atheris has no wheel for this machine or Python")
 

@@ -22,11 +22,12 @@ def stored(source: str, raw: Path, store: Path) -> Store:
     return open_store(store)
 
 
-def test_every_value_of_the_real_front3d_views_is_stored(real_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.full)])
+def test_every_value_of_the_real_front3d_views_is_stored(every: int, real_data: Path, tmp_path: Path) -> None:
     raw = real_data / "data" / "front3d"
     store = stored("front3d", raw, tmp_path / "store")
     assert len(store) == len(list((raw / "data").glob("*/rgb_*.png")))
-    for key in store.keys:
+    for key in store.keys[::every]:
         scene, image = key.split("/")
         folder, sample = raw / "data" / scene, store.read(key)
         segmap = np.load(folder / f"segmap_{image}.mapped.npz")["data"]

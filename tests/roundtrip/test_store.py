@@ -118,6 +118,7 @@ def test_volumes_come_back_in_the_raw_orientation(front3d_world: Path, tmp_path:
     np.testing.assert_array_equal(store.frustum, mask[::-1, ::-1])
 
 
+@pytest.mark.full
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(samples_per_part=st.integers(1, 9), workers=st.just(1), limit=st.integers(1, 6))
 def test_part_size_changes_no_value(
@@ -186,6 +187,7 @@ def test_new_samples_append_without_touching_old_parts(front3d_world: Path, tmp_
     assert [version.version for version in history(store)] == [second.version, first.version]
 
 
+@pytest.mark.full
 def test_reader_keeps_its_version_while_another_is_published(front3d_world: Path, tmp_path: Path) -> None:
     run("front3d", front3d_world, tmp_path / "store", splits=("train",))
     reader = open_store(tmp_path / "store")
@@ -231,6 +233,7 @@ def test_a_sample_that_turns_bad_leaves_the_new_version_with_its_reason(copied: 
     assert (third.outcome, third.stored, third.rejected, third.parts_built) == ("unchanged", second.stored, 1, 0)
 
 
+@pytest.mark.full
 def test_a_repaired_raw_file_is_taken_in_again(copied: Path, front3d_world: Path, tmp_path: Path) -> None:
     key = raw_keys(copied)[0]
     scene, image = key.split("/")

@@ -133,6 +133,7 @@ def test_points_of_the_depth_map_of_one_view_lie_where_another_sees_them(stored:
     assert close > 0.9 * total
 
 
+@pytest.mark.full
 def test_an_ingest_again_changes_nothing_and_gives_the_same_bytes_elsewhere(raw: Path, stored: Path, tmp_path: Path) -> None:
     before = checksums(stored)
     assert run(raw, stored).outcome == "unchanged"

@@ -79,7 +79,7 @@ def test_file_has_the_documented_names_shapes_and_values_for_any_batch(model: Ex
     assert model.stage1.backbone.aggregator.grid is None and model.stage1.backbone.aggregator.patch_embed.resized is None
 
 
-@pytest.mark.parametrize("opset", [16, 20])
+@pytest.mark.parametrize("opset", [16, pytest.param(20, marks=pytest.mark.full)])
 def test_images_that_need_padding_and_other_opsets(model: ExportModel, tmp_path: Path, opset: int) -> None:
     path = tmp_path / "one.onnx"
     model.train()

@@ -223,6 +223,7 @@ def test_the_text_has_the_curve_with_a_star_at_the_best(trained: Report) -> None
     assert lines[start + 1 : start + 6] == wanted
 
 
+@pytest.mark.full
 def test_of_many_checkpoints_the_text_shows_some_and_every_best(tmp_path: Path) -> None:
     for number in range(30):
         quality = 0.9 if number == 18 else 0.5

@@ -114,6 +114,7 @@ def test_the_command_says_what_it_shows_and_where_until_it_is_ended(log: Path) -
         assert ask(said[1].split()[0], "/api/index").json["roots"][0]["items"][0]["item"] == "pointcloud/p/0"
 
 
+@pytest.mark.full
 def test_files_that_are_cut_short_anywhere_end_no_viewer(tmp_path: Path) -> None:
     writer = Timelapse(tmp_path / "whole")
     for iteration in range(4):

@@ -229,6 +229,7 @@ def write_damaged(log: Path, each: int) -> list[str]:
     return items
 
 
+@pytest.mark.full
 def test_whatever_bytes_are_damaged_the_viewer_answers_and_all_else_stays_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

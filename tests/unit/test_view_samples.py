@@ -366,6 +366,7 @@ def test_a_sample_is_known_by_its_key_and_by_the_name_of_its_prediction(roots: R
         roots.sample("nothing/0001")
 
 
+@pytest.mark.full
 @pytest.mark.real
 def test_the_surface_of_a_real_view_has_its_classes(real_data: Path, tmp_path: Path) -> None:
     ingest(IngestConfig("front3d", real_data / "data" / "front3d", tmp_path / "store"))
