@@ -257,7 +257,7 @@ class _Run:
         generator = torch.Generator(self.fabric.device).manual_seed(seed)
         total, losses = self.learner(Lesson(batch, generator))
         self.fabric.backward(total)
-        values = torch.stack([total, *losses.values()]).tolist()  # a GPU is waited for once
+        values = torch.stack([total, *losses.values()]).tolist()  # read from a GPU at once, not one by one
         found = dict(zip(("train_loss", *losses), values, strict=True))
         if not isfinite(found["train_loss"]):
             told = ", ".join(f"{name} {loss:g}" for name, loss in found.items() if name in losses and not isfinite(loss))

@@ -25,6 +25,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -296,9 +297,8 @@ def lines_of(target: "FuzzTarget", data: bytes) -> set[tuple[str, int]]:
 
     sys.settrace(trace)
     try:
-        target.read(data)
-    except Exception:
-        pass
+        with suppress(Exception):  # whatever it ends with, only the lines count here: defects are told when it is tried
+            target.read(data)
     finally:
         sys.settrace(None)
     return lines
