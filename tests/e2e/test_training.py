@@ -259,3 +259,17 @@ def test_runs_that_read_one_raw_folder_at_once_wait_for_each_other(
         found = list(pool.map(lambda _: find_samples(config, "train", silent), range(4)))
     assert len(set(found)) == 1
     assert len(open_store(found[0].store).keys) > 0
+
+
+def test_a_loss_that_is_not_finite_ends_a_training_and_is_named(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true_forward = Stage1Loss.forward
+
+    def overflow(self: Stage1Loss, *given: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        total, losses = true_forward(self, *given)
+        return total * float("inf"), losses | {"loss_depth": losses["loss_depth"] * float("inf")}
+
+    monkeypatch.setattr(Stage1Loss, "forward", overflow)
+    with pytest.raises(ArithmeticError, match=r"^step 0: the loss is not finite \(loss_depth inf\); samples \S+/\d+, \S+/\d+$"):
+        run_training(experiment(raw, tmp_path, "dataset.train.num_workers=0"), silent, silent)
+    last = json.loads((tmp_path / "train" / "status.json").read_text().splitlines()[-1])
+    assert last["status"] == "FAILURE" and "loss_depth inf" in last["message"]
