@@ -27,7 +27,7 @@ from zarr.codecs import BloscCodec
 from scenemill.pipelines.folder import read_folder
 from scenemill.pipelines.ingest import build_part, ingest
 from scenemill.pipelines.plan import make_plan
-from scenemill.pipelines.runners import run_groups
+from scenemill.pipelines.runners.groups import run_groups
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.places import on_disk
 from scenemill.transforms import folders, npz

@@ -9,20 +9,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import scenemill
-from scenemill.pipelines import (
-    cli_batches,
-    cli_experiments,
-    cli_export,
-    cli_ingest,
-    cli_jobs,
-    cli_numbers,
-    cli_schedule,
-    cli_store,
-    cli_synth,
-    cli_view,
-)
-from scenemill.pipelines.cli_fit import fit
-from scenemill.pipelines.terminal import fail, leave, want
+from scenemill.pipelines.commands import batches, experiments, export, ingest, jobs, numbers, schedule, store, synth, view
+from scenemill.pipelines.commands.fit import fit
+from scenemill.pipelines.commands.terminal import fail, leave, want
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
 from scenemill.schemas.places import NO_CREDENTIALS, has_credentials, on_disk
 from scenemill.transforms.objects import place_of
@@ -202,16 +191,16 @@ def _verb(registered: Any) -> str:
 
 
 for group in (
-    cli_ingest,
-    cli_synth,
-    cli_store,
-    cli_export,
-    cli_batches,
-    cli_experiments,
-    cli_numbers,
-    cli_view,
-    cli_jobs,
-    cli_schedule,
+    ingest,
+    synth,
+    store,
+    export,
+    batches,
+    experiments,
+    numbers,
+    view,
+    jobs,
+    schedule,
 ):
     group.register(app)
 app.command()(fit)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scenemill.pipelines.examine import examine
 from scenemill.pipelines.ingest import ingest
-from scenemill.pipelines.runner_options import RunnerConfig
+from scenemill.pipelines.runners.options import RunnerConfig
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import SourceError
 from scenemill.schemas.forms import RawFile

@@ -13,12 +13,12 @@ from typing import Final
 
 import pyarrow as pa
 
-from scenemill.pipelines.evaluation import run_evaluation
+from scenemill.pipelines.experiments.evaluation import run_evaluation
+from scenemill.pipelines.experiments.specs import read_spec, spec_text
+from scenemill.pipelines.experiments.training import run_training
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.progress import OnProgress
 from scenemill.pipelines.query import query
-from scenemill.pipelines.specs import read_spec, spec_text
-from scenemill.pipelines.training import run_training
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.train import Step

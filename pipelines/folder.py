@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from scenemill.pipelines.examine import read_frustum
 from scenemill.pipelines.progress import OnProgress
-from scenemill.pipelines.runners import run_groups
+from scenemill.pipelines.runners.groups import run_groups
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import VIEWS, is_reference

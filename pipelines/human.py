@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from scenemill.pipelines.results import printable
+from scenemill.pipelines.reports.results import printable
 from scenemill.schemas.places import Place
 from scenemill.transforms.store import Store, history
 from scenemill.validators.suites import DOCS_INDEX

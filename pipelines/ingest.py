@@ -20,8 +20,8 @@ from scenemill.pipelines.folder import (
 )
 from scenemill.pipelines.plan import Plan, make_plan, open_base
 from scenemill.pipelines.progress import OnProgress, no_progress
-from scenemill.pipelines.runner_options import LOCAL, RunnerConfig
-from scenemill.pipelines.runners import run_groups
+from scenemill.pipelines.runners.groups import run_groups
+from scenemill.pipelines.runners.options import LOCAL, RunnerConfig
 from scenemill.pipelines.runs import Run
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, TooManyRejected

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from scenemill.pipelines.checkpoints import Checkpoint
+from scenemill.pipelines.experiments.checkpoints import Checkpoint
 from scenemill.pipelines.predictions import Prediction, folder_of, read_prediction
 from scenemill.pipelines.progress import OnProgress, no_progress
 from scenemill.pipelines.tables import append_run
@@ -97,7 +97,7 @@ def score(config: ScoreConfig, on_progress: OnProgress = no_progress) -> Scored:
         SourceError: a prediction cannot be read: what is wrong with it, and which.
         Corrupt: the metrics of this installation fail their own cases.
     """
-    from scenemill.pipelines.runners import run_groups  # loads Beam
+    from scenemill.pipelines.runners.groups import run_groups  # loads Beam
 
     check_metrics()
     store = open_store(config.store, config.version or None)

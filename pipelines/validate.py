@@ -12,7 +12,7 @@ import pyarrow as pa
 from scenemill.pipelines.examine import examine_tables, own_labels_of
 from scenemill.pipelines.folder import Folder, folder_findings, read_folder, sort_findings, with_splits
 from scenemill.pipelines.progress import OnProgress, no_progress
-from scenemill.pipelines.runners import run_groups
+from scenemill.pipelines.runners.groups import run_groups
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.tables import FINDINGS, SAMPLES
 from scenemill.transforms.publish import write_whole

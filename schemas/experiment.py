@@ -1,7 +1,7 @@
 """The whole configuration of a model's training, evaluation, inference and export, named as in NvPanoptix3D's documentation.
 
-Made from a file by ``pipelines/specs.py``; needs nothing but the standard library. Every setting is documented where it stands: its
-type, its default, and in its metadata (``schemas.settings.About``) a line of help and its range.
+Made from a file by ``pipelines/experiments/specs.py``; needs nothing but the standard library. Every setting is documented where it
+stands: its type, its default, and in its metadata (``schemas.settings.About``) a line of help and its range.
 
 Source of names, defaults and ranges: NvPanoptix3D in NVIDIA TAO Toolkit PyTorch 7.0.1. The sizes of the backbone, which it writes
 into its code, are settings here; with their defaults the network is the same.

@@ -49,7 +49,7 @@ class Airflow:
         self.schedules.mkdir()
         command = (sys.executable, "-m", "scenemill.pipelines.cli")
         (self.dags / "scenemill_dags.py").write_text(
-            '"""An Airflow DAG file."""\nfrom scenemill.pipelines.airflow import load_dags\n'
+            '"""An Airflow DAG file."""\nfrom scenemill.pipelines.schedule.airflow import load_dags\n'
             f"load_dags({str(self.schedules)!r}, globals(), command={command!r})\n"
         )
         self._environment = os.environ | {

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from scenemill.pipelines.batch_evaluation import run_evaluations
 from scenemill.pipelines.cli import app
-from scenemill.pipelines.evaluation import run_evaluation
+from scenemill.pipelines.experiments.batch_evaluation import run_evaluations
+from scenemill.pipelines.experiments.evaluation import run_evaluation
+from scenemill.pipelines.experiments.specs import read_spec, spec_text
+from scenemill.pipelines.experiments.training import run_training
 from scenemill.pipelines.query import query
-from scenemill.pipelines.report import report
-from scenemill.pipelines.specs import read_spec, spec_text
-from scenemill.pipelines.training import run_training
+from scenemill.pipelines.reports.report import report
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.transforms.worlds import write_world
 

@@ -18,9 +18,9 @@ from object_services import use
 from store_sums import sums_of
 
 from scenemill.pipelines.ingest import ingest
-from scenemill.pipelines.runner_dataflow import run_on_dataflow
-from scenemill.pipelines.runner_options import RunnerConfig
-from scenemill.pipelines.runner_template import main
+from scenemill.pipelines.runners.dataflow import run_on_dataflow
+from scenemill.pipelines.runners.options import RunnerConfig
+from scenemill.pipelines.runners.template import main
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import SceneMillError
 from scenemill.schemas.places import Remote

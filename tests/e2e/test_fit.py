@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from scenemill.pipelines.fitting import FitJob, choose_views, run_fit
+from scenemill.pipelines.experiments.fitting import FitJob, choose_views, run_fit
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.progress import no_progress
 from scenemill.pipelines.query import query

@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from scenemill.pipelines import photos, predictions
-from scenemill.pipelines.inference import FAILURES, FILES, Fact, Inferred, infer_folder, infer_store, is_complete
+from scenemill.pipelines import predictions
+from scenemill.pipelines.experiments import photos
+from scenemill.pipelines.experiments.inference import FAILURES, FILES, Fact, Inferred, infer_folder, infer_store, is_complete
+from scenemill.pipelines.experiments.photos import read_image
+from scenemill.pipelines.experiments.run_inference import infer_folder_with_beam
+from scenemill.pipelines.experiments.specs import load_spec
 from scenemill.pipelines.ingest import ingest
-from scenemill.pipelines.photos import read_image
-from scenemill.pipelines.prediction_view import POINTS
 from scenemill.pipelines.predictions import folder_of, read_prediction
-from scenemill.pipelines.run_inference import infer_folder_with_beam
+from scenemill.pipelines.reports.prediction_sheet import POINTS
 from scenemill.pipelines.score import ScoreConfig, score
-from scenemill.pipelines.specs import load_spec
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.experiment import ExperimentConfig
@@ -35,7 +36,7 @@ from scenemill.trainers.usd.records import PointData
 from scenemill.transforms.publish import write_whole
 from scenemill.transforms.store import Store, open_store
 
-SPEC = Path(__file__).resolve().parents[2] / "pipelines" / "shipped" / "tiny_front3d_2d.yaml"
+SPEC = Path(__file__).resolve().parents[2] / "pipelines" / "experiments" / "shipped" / "tiny_front3d_2d.yaml"
 KEEP_ALL = (
     *("model.object_mask_threshold=0", "model.overlap_threshold=0", "dataset.reduced_target_size=[160,120]"),
     *("dataset.enable_mp_occ=false", "dataset.test.batch_size=2"),

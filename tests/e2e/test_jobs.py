@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from scenemill.pipelines.jobs_client import JobClient
-from scenemill.pipelines.jobs_server import JobService, JobServiceConfig
-from scenemill.pipelines.jobs_token import TOKEN_FILE, TOKEN_VARIABLE
+from scenemill.pipelines.experiments.specs import load_tree
+from scenemill.pipelines.jobs.client import JobClient
+from scenemill.pipelines.jobs.server import JobService, JobServiceConfig
+from scenemill.pipelines.jobs.token import TOKEN_FILE, TOKEN_VARIABLE
 from scenemill.pipelines.query import query
-from scenemill.pipelines.specs import load_tree
 from scenemill.schemas.errors import SceneMillError
 from scenemill.trainers.checkpoint import load_checkpoint
 from scenemill.transforms.store import open_store

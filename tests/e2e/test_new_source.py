@@ -14,9 +14,9 @@ from scenemill.pipelines.cli import app
 from scenemill.pipelines.conformance import broken_promises
 from scenemill.pipelines.forecast import forecast
 from scenemill.pipelines.ingest import ingest
-from scenemill.pipelines.sheet import contact_sheet
-from scenemill.pipelines.view_cut import Budget
-from scenemill.pipelines.view_store import StoreRoot
+from scenemill.pipelines.reports.sheet import contact_sheet
+from scenemill.pipelines.viewer.cut import Budget
+from scenemill.pipelines.viewer.store import StoreRoot
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.transforms.verify import verify_store

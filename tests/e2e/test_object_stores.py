@@ -24,10 +24,10 @@ from object_services import SECRET, Fault, Proxy, environment, make_bucket, s3_s
 from typer.testing import CliRunner
 
 from scenemill.pipelines.cli import app
+from scenemill.pipelines.experiments.training import find_samples
 from scenemill.pipelines.ingest import Outcome, ingest
-from scenemill.pipelines.schedule import Scheduler
-from scenemill.pipelines.schedule_files import load_schedule
-from scenemill.pipelines.training import find_samples
+from scenemill.pipelines.schedule.files import load_schedule
+from scenemill.pipelines.schedule.scheduler import Scheduler
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.dataset import DatasetConfig, SplitConfig
 from scenemill.schemas.errors import ConfigError, Conflict, NotPublished, TransientError

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from scenemill.pipelines.evaluation import run_evaluation
-from scenemill.pipelines.exporting import run_export
+from scenemill.pipelines.experiments.evaluation import run_evaluation
+from scenemill.pipelines.experiments.exporting import run_export
+from scenemill.pipelines.experiments.specs import read_spec, spec_text
+from scenemill.pipelines.experiments.training import run_training
 from scenemill.pipelines.query import query
-from scenemill.pipelines.specs import read_spec, spec_text
-from scenemill.pipelines.training import run_training
 from scenemill.transforms.worlds import write_world
 
 SOURCES = ("front3d", "matterport")

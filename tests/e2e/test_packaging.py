@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "pipelines" / "page"
+PAGE = ROOT / "pipelines" / "viewer" / "page"
 SHIPPED = ("scenemill", "schemas", "validators", "transforms", "trainers", "pipelines")
 
 
@@ -29,11 +29,14 @@ def test_a_built_wheel_holds_every_module_and_runs(tmp_path: Path) -> None:
         for name in SHIPPED
         for path in (ROOT / name).rglob("*.py")
     }
-    specs = {f"scenemill/pipelines/shipped/{path.name}" for path in (ROOT / "pipelines" / "shipped").glob("*.yaml")}
+    specs = {
+        f"scenemill/pipelines/experiments/shipped/{path.name}"
+        for path in (ROOT / "pipelines" / "experiments" / "shipped").glob("*.yaml")
+    }
     assert len(specs) == 8
     page = {f"scenemill/pipelines/{path.relative_to(ROOT / 'pipelines').as_posix()}" for path in PAGE.rglob("*") if path.is_file()}
     assert len(page) > 10
-    template = {f"scenemill/pipelines/shipped/dataflow/{name}" for name in ("Dockerfile", "metadata.json", "main.py")}
+    template = {f"scenemill/pipelines/runners/flex_template/{name}" for name in ("Dockerfile", "metadata.json", "main.py")}
     assert held == {*modules, *specs, *page, *template, "scenemill/py.typed"}
     script = "import scenemill, scenemill.pipelines.cli, scenemill.transforms.worlds; print(scenemill.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}

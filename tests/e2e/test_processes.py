@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from scenemill.pipelines.specs import read_spec, spec_text
-from scenemill.pipelines.training import run_training
+from scenemill.pipelines.experiments.specs import read_spec, spec_text
+from scenemill.pipelines.experiments.training import run_training
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.checkpoint import load_checkpoint
 from scenemill.trainers.train import Trained

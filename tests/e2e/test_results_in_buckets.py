@@ -21,16 +21,16 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from typer.testing import CliRunner
 
 from scenemill.pipelines.cli import app
-from scenemill.pipelines.evaluation import run_evaluation
-from scenemill.pipelines.fetched import with_fetched
-from scenemill.pipelines.fitting import FitJob, run_fit
+from scenemill.pipelines.experiments.evaluation import run_evaluation
+from scenemill.pipelines.experiments.fetched import with_fetched
+from scenemill.pipelines.experiments.fitting import FitJob, run_fit
+from scenemill.pipelines.experiments.specs import read_spec, spec_text
+from scenemill.pipelines.experiments.training import run_inference, run_training
+from scenemill.pipelines.experiments.tuning import tune
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.mirrored import OWNER
 from scenemill.pipelines.progress import no_progress
-from scenemill.pipelines.specs import read_spec, spec_text
 from scenemill.pipelines.tables import read_table
-from scenemill.pipelines.training import run_inference, run_training
-from scenemill.pipelines.tuning import tune
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.fit import FitConfig
@@ -241,7 +241,7 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_fit_in_a_bucket_goes_on_elsewhere(
     views: Path, bucket: Remote, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, net: Proxy
 ) -> None:
-    monkeypatch.setattr("scenemill.pipelines.fitting._SEND_EVERY_S", 0.0)
+    monkeypatch.setattr("scenemill.pipelines.experiments.fitting._SEND_EVERY_S", 0.0)
     toy = FitConfig(epochs=3, texture_size=16)
     told: list[int] = []
 

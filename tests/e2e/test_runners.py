@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from store_sums import sums_of
 
 from scenemill.pipelines.ingest import ingest
-from scenemill.pipelines.runner_options import RunnerConfig
+from scenemill.pipelines.runners.options import RunnerConfig
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, TransientError
 from scenemill.transforms.store import open_store
@@ -143,7 +143,7 @@ def test_a_scheduler_that_is_killed_ends_the_run_and_the_next_goes_on(raw: Path,
 
 def test_a_cluster_that_is_not_there_is_told(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr("scenemill.pipelines.runner_dask._PATIENCE_S", 1)
+    monkeypatch.setattr("scenemill.pipelines.runners.dask_cluster._PATIENCE_S", 1)
     with pytest.raises(ConfigError, match="no scheduler answers there"):
         ingest(config_of(raw, tmp_path / "store"), runner=RunnerConfig("dask", dask_address=f"tcp://127.0.0.1:{free_port()}"))
 
@@ -203,7 +203,7 @@ def test_a_job_service_builds_the_same_store(raw: Path, local_store: Path, tmp_p
 
 def test_what_a_worker_of_a_job_service_raises_is_told(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As from workers with another release: the driver says what they said."""
-    monkeypatch.setattr("scenemill.pipelines.runners.software", lambda: "scenemill 9.9")
+    monkeypatch.setattr("scenemill.pipelines.runners.groups.software", lambda: "scenemill 9.9")
     with beam_services(tmp_path) as (job, pool), pytest.raises(ConfigError, match=r"the driver scenemill 9\.9"):
         runner = RunnerConfig("portable", job_endpoint=f"127.0.0.1:{job}", worker_pool=f"127.0.0.1:{pool}")
         ingest(config_of(raw, tmp_path / "store"), runner=runner)

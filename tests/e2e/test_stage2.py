@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from scenemill.pipelines.evaluation import run_evaluation
-from scenemill.pipelines.inference import FILES, VOLUME_FILES
+from scenemill.pipelines.experiments.evaluation import run_evaluation
+from scenemill.pipelines.experiments.inference import FILES, VOLUME_FILES
+from scenemill.pipelines.experiments.specs import read_spec, spec_text
+from scenemill.pipelines.experiments.training import run_inference, run_training
 from scenemill.pipelines.predictions import class_volume, read_prediction
 from scenemill.pipelines.query import query
-from scenemill.pipelines.specs import read_spec, spec_text
-from scenemill.pipelines.training import run_inference, run_training
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.batches import SceneDataset, SceneLoader
@@ -154,7 +154,7 @@ def test_evaluation_fills_the_metric_tables_with_what_validation_counts(
 
 
 def _store_of(config: ExperimentConfig) -> Any:
-    from scenemill.pipelines.training import find_samples
+    from scenemill.pipelines.experiments.training import find_samples
 
     return open_store(find_samples(config, "test", silent).store)
 

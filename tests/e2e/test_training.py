@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from scenemill.pipelines.evaluation import run_evaluation
+from scenemill.pipelines.experiments.evaluation import run_evaluation
+from scenemill.pipelines.experiments.specs import read_spec, spec_text
+from scenemill.pipelines.experiments.training import find_samples, run_training
+from scenemill.pipelines.experiments.tuning import searched, tune
 from scenemill.pipelines.query import query
-from scenemill.pipelines.specs import read_spec, spec_text
-from scenemill.pipelines.training import find_samples, run_training
-from scenemill.pipelines.tuning import searched, tune
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.checkpoint import load_checkpoint

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from scenemill.pipelines.specs import load_spec
-from scenemill.pipelines.triton import SCENE, STAGE_1, export_triton
+from scenemill.pipelines.experiments.specs import load_spec
+from scenemill.pipelines.experiments.triton import SCENE, STAGE_1, export_triton
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.checkpoint import save_checkpoint
 from scenemill.trainers.nvpanoptix3d.stage2 import Stage2
@@ -38,7 +38,7 @@ from scenemill.trainers.stages import make_stage2
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = ROOT / "pipelines" / "shipped" / "tiny_front3d_3d.yaml"
+SPEC = ROOT / "pipelines" / "experiments" / "shipped" / "tiny_front3d_3d.yaml"
 ENVIRONMENT = os.environ.get("SCENEMILL_TRITON", "")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBRARIES = sysconfig.get_config_var("LIBDIR") or ""

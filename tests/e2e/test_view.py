@@ -19,7 +19,7 @@ from view_worlds import write_samples
 
 from scenemill import Timelapse, open_store
 from scenemill.pipelines.ingest import ingest
-from scenemill.pipelines.view import ViewConfig, Viewer, serve
+from scenemill.pipelines.viewer.server import ViewConfig, Viewer, serve
 from scenemill.schemas.config import IngestConfig
 from scenemill.trainers.usd import PBRMaterial
 

@@ -78,8 +78,8 @@ print(json.dumps({"stored": 4, "rejected": 1, "version": "9cd5"}))
 
 def schedule(folder: str, hours: int) -> None:
     """Do what is due of an hourly schedule, a number of hours after it began; the conversion is a program that tells each of its runs."""
-    from scenemill.pipelines import schedule_process
-    from scenemill.pipelines.schedule import Scheduler, convert_under, locked_state
+    from scenemill.pipelines.schedule import process as schedule_process
+    from scenemill.pipelines.schedule.scheduler import Scheduler, convert_under, locked_state
     from scenemill.schemas.schedule import AlertsConfig, ScheduleConfig
 
     setattr(schedule_process, "_COMMAND", (sys.executable, "-c", CONVERSION, folder))  # noqa: B010 - a constant, to mypy
@@ -120,11 +120,11 @@ def serve(folder: str, create: str = "", resume: str = "", *, cancel: bool = Fal
     """
     import time
 
-    from scenemill.pipelines import jobs_worker
-    from scenemill.pipelines.jobs_desk import JobDesk
-    from scenemill.pipelines.jobs_roots import JobRoots
-    from scenemill.pipelines.jobs_specs import Command
-    from scenemill.pipelines.jobs_store import JobStore
+    from scenemill.pipelines.jobs import worker as jobs_worker
+    from scenemill.pipelines.jobs.desk import JobDesk
+    from scenemill.pipelines.jobs.roots import JobRoots
+    from scenemill.pipelines.jobs.specs import Command
+    from scenemill.pipelines.jobs.store import JobStore
     from scenemill.schemas.jobs import JobRequest
 
     def command(kind: str, spec: dict[str, Any], roots: JobRoots, own: Path, given: Any) -> Command:

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp
 
-from scenemill.pipelines.jobs_desk import JobDesk
-from scenemill.pipelines.jobs_guard import JobAccess, JobGuard
-from scenemill.pipelines.jobs_metrics import JobMetrics
-from scenemill.pipelines.jobs_roots import JobRoots
-from scenemill.pipelines.jobs_run import LOG
-from scenemill.pipelines.jobs_service import make_app
-from scenemill.pipelines.jobs_store import JobStore
+from scenemill.pipelines.jobs.answers import make_app
+from scenemill.pipelines.jobs.desk import JobDesk
+from scenemill.pipelines.jobs.guard import JobAccess, JobGuard
+from scenemill.pipelines.jobs.metrics import JobMetrics
+from scenemill.pipelines.jobs.roots import JobRoots
+from scenemill.pipelines.jobs.run import LOG
+from scenemill.pipelines.jobs.store import JobStore
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.jobs import FAILED, QUEUED, SUCCEEDED, JobRequest
 from tests.faults.fuzz_asgi import NAMES, TOKEN, WORDS, Answer, Asker, Guarded, Request, check_answer, files_under, request_of

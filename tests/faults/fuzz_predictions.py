@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from scenemill.pipelines.predictions import Prediction, folder_of, read_prediction, write_prediction
 from scenemill.pipelines.score import count_rows, score_sample
-from scenemill.pipelines.view_cut import USUAL
-from scenemill.pipelines.view_predictions import PredictionsRoot
+from scenemill.pipelines.viewer.cut import USUAL
+from scenemill.pipelines.viewer.predictions import PredictionsRoot
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.tables import COUNTS, table_of
 from scenemill.transforms.store import open_store

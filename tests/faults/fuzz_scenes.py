@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from scenemill.pipelines.view_reading import UsdReader
+from scenemill.pipelines.viewer.reading import UsdReader
 from scenemill.schemas.errors import ConfigError, SceneMillError, SourceError
 from scenemill.trainers import gltf, obj
 from scenemill.trainers.surface_mesh import SurfaceMesh

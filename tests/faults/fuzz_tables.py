@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scenemill.pipelines.tables import datasets, read_table
-from scenemill.pipelines.view_store import StoreRoot
-from scenemill.pipelines.view_tables import TablesRoot
+from scenemill.pipelines.viewer.store import StoreRoot
+from scenemill.pipelines.viewer.tables import TablesRoot
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, StoreError
 from scenemill.schemas.tables import COUNTS, FINDINGS, RUNS, SAMPLES
 from scenemill.transforms.folders import sha256

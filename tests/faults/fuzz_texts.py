@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from scenemill.pipelines import query
-from scenemill.pipelines.jobs_roots import JobRoots
-from scenemill.pipelines.jobs_specs import check_spec, make_command, schema_of, without_secrets
-from scenemill.pipelines.schedule_files import load_schedule
-from scenemill.pipelines.specs import default_spec, list_specs, read_spec, resolved, spec_text
+from scenemill.pipelines.experiments.specs import default_spec, list_specs, read_spec, resolved, spec_text
+from scenemill.pipelines.jobs.roots import JobRoots
+from scenemill.pipelines.jobs.specs import check_spec, make_command, schema_of, without_secrets
+from scenemill.pipelines.schedule.files import load_schedule
 from scenemill.pipelines.tables import append_run
 from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.errors import ConfigError

@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 
 from scenemill.pipelines.predictions import Prediction, write_prediction
-from scenemill.pipelines.view_guard import Access
-from scenemill.pipelines.view_roots import Roots
-from scenemill.pipelines.view_server import make_app
+from scenemill.pipelines.viewer.answers import make_app
+from scenemill.pipelines.viewer.guard import Access
+from scenemill.pipelines.viewer.roots import Roots
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.timelapse import Timelapse
 from scenemill.transforms.store import open_store

@@ -22,8 +22,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from scenemill.pipelines.experiments.specs import read_spec
 from scenemill.pipelines.predictions import Prediction, read_prediction, write_prediction
-from scenemill.pipelines.specs import read_spec
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.schemas.tables import FINDINGS, Finding, table_of
 from scenemill.transforms import folders, images, npz

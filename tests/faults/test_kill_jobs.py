@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from scenemill.pipelines.jobs_store import JobStore
+from scenemill.pipelines.jobs.store import JobStore
 from scenemill.schemas.jobs import Job
 
 if TYPE_CHECKING:

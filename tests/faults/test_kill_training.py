@@ -114,8 +114,8 @@ def read_whole(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trainer(mill: "Mill") -> "Mill":
-    modules = ("scenemill.pipelines.training", "scenemill.trainers.timelapse", "pxr.Usd", "torch.utils.tensorboard")
-    mill.load(*modules, "scenemill.pipelines.specs", "lightning_fabric", "scipy.optimize")
+    modules = ("scenemill.pipelines.experiments.training", "scenemill.trainers.timelapse", "pxr.Usd", "torch.utils.tensorboard")
+    mill.load(*modules, "scenemill.pipelines.experiments.specs", "lightning_fabric", "scipy.optimize")
     return mill
 
 

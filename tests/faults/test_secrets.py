@@ -17,11 +17,11 @@ from PIL import Image
 from typer.main import get_command
 
 from scenemill.pipelines import cli
-from scenemill.pipelines.jobs_client import JobClient
-from scenemill.pipelines.jobs_server import JobService, JobServiceConfig
-from scenemill.pipelines.jobs_token import TOKEN_VARIABLE
-from scenemill.pipelines.schedule_files import load_schedule
-from scenemill.pipelines.specs import load_spec
+from scenemill.pipelines.experiments.specs import load_spec
+from scenemill.pipelines.jobs.client import JobClient
+from scenemill.pipelines.jobs.server import JobService, JobServiceConfig
+from scenemill.pipelines.jobs.token import TOKEN_VARIABLE
+from scenemill.pipelines.schedule.files import load_schedule
 from scenemill.schemas.errors import SceneMillError
 from scenemill.trainers.checkpoint import load_checkpoint
 from scenemill.transforms.objects import place_of

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from scenemill.pipelines import web_patience
-from scenemill.pipelines.jobs_server import JobService, JobServiceConfig
-from scenemill.pipelines.jobs_token import TOKEN_VARIABLE
-from scenemill.pipelines.view import serve
+from scenemill.pipelines.jobs.server import JobService, JobServiceConfig
+from scenemill.pipelines.jobs.token import TOKEN_VARIABLE
+from scenemill.pipelines.viewer.server import serve
 
 TOKEN = "a" * 32
 HEAD = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n"

@@ -17,13 +17,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from scenemill import Store, open_store
-from scenemill.pipelines.card import card_of, write_card
-from scenemill.pipelines.card_text import to_markdown
 from scenemill.pipelines.cli import app
-from scenemill.pipelines.export_coco import export_coco
-from scenemill.pipelines.export_mesh import export_mesh, sample_mesh
-from scenemill.pipelines.export_raw import export_raw
+from scenemill.pipelines.exports.coco import export_coco
+from scenemill.pipelines.exports.mesh import export_mesh, sample_mesh
+from scenemill.pipelines.exports.raw import export_raw
 from scenemill.pipelines.ingest import ingest
+from scenemill.pipelines.reports.card import card_of, write_card
+from scenemill.pipelines.reports.card_text import to_markdown
 from scenemill.pipelines.synth import synth_views
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, Corrupt

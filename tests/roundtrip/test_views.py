@@ -19,7 +19,7 @@ from scenemill import SceneDataset, open_store
 from scenemill.pipelines.cli import app
 from scenemill.pipelines.forecast import forecast
 from scenemill.pipelines.ingest import Outcome, ingest
-from scenemill.pipelines.sheet import contact_sheet
+from scenemill.pipelines.reports.sheet import contact_sheet
 from scenemill.pipelines.synth import synth_views
 from scenemill.pipelines.validate import validate
 from scenemill.schemas.config import IngestConfig

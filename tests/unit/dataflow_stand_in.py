@@ -15,7 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.transforms import environments
 
-from scenemill.pipelines.runners import local_options, local_runner
+from scenemill.pipelines.runners.groups import local_options, local_runner
 
 
 class Service:

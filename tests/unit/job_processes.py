@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scenemill.pipelines.jobs_process import MARK
-from scenemill.pipelines.jobs_run import PROCESS, write_json
+from scenemill.pipelines.jobs.process import MARK
+from scenemill.pipelines.jobs.run import PROCESS, write_json
 
 
 @contextmanager

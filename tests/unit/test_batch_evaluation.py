@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from scenemill.pipelines import batch_evaluation, evaluation
-from scenemill.pipelines.batch_evaluation import run_evaluations
-from scenemill.pipelines.checkpoints import Checkpoint
-from scenemill.pipelines.evaluation import Bench, Evaluated, digest_settings, kpi_of, run_evaluation
+from scenemill.pipelines.experiments import batch_evaluation, evaluation
+from scenemill.pipelines.experiments.batch_evaluation import run_evaluations
+from scenemill.pipelines.experiments.checkpoints import Checkpoint
+from scenemill.pipelines.experiments.evaluation import Bench, Evaluated, digest_settings, kpi_of, run_evaluation
+from scenemill.pipelines.experiments.specs import read_spec, spec_text
+from scenemill.pipelines.experiments.training import Samples
 from scenemill.pipelines.progress import OnProgress, no_progress
-from scenemill.pipelines.specs import read_spec, spec_text
 from scenemill.pipelines.tables import append_run, read_table
-from scenemill.pipelines.training import Samples
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.labels import LABELS

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from scenemill.pipelines.checkpoints import Checkpoint, find_checkpoints, names_several, read_checkpoint
+from scenemill.pipelines.experiments.checkpoints import Checkpoint, find_checkpoints, names_several, read_checkpoint
 from scenemill.schemas.errors import ConfigError, Corrupt
 from scenemill.trainers.checkpoint import checkpoint_name, point_latest, save_checkpoint
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scenemill.pipelines.inference import infer_store
+from scenemill.pipelines.experiments.inference import infer_store
+from scenemill.pipelines.experiments.specs import load_spec
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.score import ScoreConfig, score, score_sample
-from scenemill.pipelines.specs import load_spec
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
@@ -32,7 +32,7 @@ from scenemill.trainers.panoptic import METRICS, PIXEL_RULES
 from scenemill.trainers.sidefiles import label_map_of
 from scenemill.transforms.store import Store, open_store
 
-SPEC = Path(__file__).resolve().parents[2] / "pipelines" / "shipped" / "tiny_front3d_2d.yaml"
+SPEC = Path(__file__).resolve().parents[2] / "pipelines" / "experiments" / "shipped" / "tiny_front3d_2d.yaml"
 QUERIES = 40
 SOURCES = ("front3d", "matterport")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scenemill.pipelines.specs import load_spec
+from scenemill.pipelines.experiments.specs import load_spec
 from scenemill.schemas.errors import ConfigError, SceneMillError
 from scenemill.trainers.nvpanoptix3d import deformable, export
 from scenemill.trainers.nvpanoptix3d.export import ExportModel, export_onnx
@@ -20,7 +20,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 SMALL = "model.backbone.input_width=112"
-SPEC = Path(__file__).resolve().parents[2] / "pipelines" / "shipped" / "tiny_front3d_2d.yaml"
+SPEC = Path(__file__).resolve().parents[2] / "pipelines" / "experiments" / "shipped" / "tiny_front3d_2d.yaml"
 CLOSE = 3e-4  # a third of what the export allows; the largest seen is 1.6e-4
 
 

@@ -12,9 +12,9 @@ pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[ser
 sys.path.insert(0, str(Path(__file__).parent))
 from object_services import SECRET, Proxy, make_bucket, s3_service, used_by_proxy
 
-from scenemill.pipelines.fetched import with_fetched
-from scenemill.pipelines.specs import read_spec, spec_text
-from scenemill.pipelines.training import begun
+from scenemill.pipelines.experiments.fetched import with_fetched
+from scenemill.pipelines.experiments.specs import read_spec, spec_text
+from scenemill.pipelines.experiments.training import begun
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.places import Remote

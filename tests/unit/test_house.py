@@ -23,10 +23,10 @@ MAY_IMPORT = {
     "pipelines": {*FOLDERS},
 }
 HOMES = {
-    "airflow": ("pipelines/airflow.py",),
+    "airflow": ("pipelines/schedule/airflow.py",),
     "apache_beam": ("pipelines/",),
-    "apscheduler": ("pipelines/schedule",),
-    "distributed": ("pipelines/runner_dask.py",),
+    "apscheduler": ("pipelines/schedule/",),
+    "distributed": ("pipelines/runners/dask_cluster.py",),
     "torch": ("trainers/",),
     "great_expectations": ("validators/suites.py",),
     "zarr": ("transforms/store.py",),
@@ -41,20 +41,20 @@ HOMES = {
     "duckdb": ("pipelines/query.py",),
     "xarray": ("transforms/xarrays.py", "transforms/store.py"),  # the latter for its types alone
     "deltalake": ("pipelines/tables.py",),
-    "matplotlib": ("pipelines/charts.py", "pipelines/charts_card.py"),
+    "matplotlib": ("pipelines/reports/charts.py", "pipelines/reports/card_charts.py"),
     "lightning_fabric": ("trainers/devices.py", "trainers/train.py"),
-    "optuna": ("pipelines/tuning.py",),
+    "optuna": ("pipelines/experiments/tuning.py",),
     "onnx": ("trainers/nvpanoptix3d/export.py",),
-    "onnxruntime": ("trainers/nvpanoptix3d/export.py", "pipelines/shipped/triton/"),  # the latter runs in a server
+    "onnxruntime": ("trainers/nvpanoptix3d/export.py", "pipelines/experiments/shipped/triton/"),  # the latter runs in a server
     "tensorrt": ("trainers/nvpanoptix3d/trt_engine.py",),
     "pyrage": ("trainers/checkpoint.py",),
     "wandb": ("trainers/status.py",),
-    "starlette": ("pipelines/view_server.py", "pipelines/view_guard.py", "pipelines/web_access.py", "pipelines/jobs_"),
-    "uvicorn": ("pipelines/view.py", "pipelines/jobs_server.py", "pipelines/web_patience.py"),
-    "fastapi": ("pipelines/jobs_service.py",),
-    "httpx": ("pipelines/jobs_client.py",),
-    "prometheus_client": ("pipelines/jobs_metrics.py",),
-    "psutil": ("pipelines/jobs_process.py", "pipelines/jobs_run.py"),
+    "starlette": ("pipelines/viewer/answers.py", "pipelines/viewer/guard.py", "pipelines/web_access.py", "pipelines/jobs/"),
+    "uvicorn": ("pipelines/viewer/server.py", "pipelines/jobs/server.py", "pipelines/web_patience.py"),
+    "fastapi": ("pipelines/jobs/answers.py",),
+    "httpx": ("pipelines/jobs/client.py",),
+    "prometheus_client": ("pipelines/jobs/metrics.py",),
+    "psutil": ("pipelines/jobs/process.py", "pipelines/jobs/run.py"),
 }
 
 
@@ -102,7 +102,7 @@ def untold(tree: ast.Module) -> dict[str, set[str]]:
 
 def test_every_public_docstring_names_the_errors_that_are_raised() -> None:
     """Those of verbs are their help, where every error is told by exit code."""
-    verbs = ("pipelines/cli_",)
+    verbs = ("pipelines/commands/",)
     wrong = {path: missing for path, tree in sources() if not path.startswith(verbs) and (missing := untold(tree))}
     assert wrong == {}
 

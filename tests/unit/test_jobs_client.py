@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from job_processes import living
 
 from scenemill.pipelines.cli import app
-from scenemill.pipelines.jobs_client import JobClient
-from scenemill.pipelines.jobs_run import LOG
-from scenemill.pipelines.jobs_server import JobService, JobServiceConfig
-from scenemill.pipelines.jobs_store import JobStore
-from scenemill.pipelines.jobs_token import TOKEN_FILE, TOKEN_VARIABLE, read_token
+from scenemill.pipelines.jobs.client import JobClient
+from scenemill.pipelines.jobs.run import LOG
+from scenemill.pipelines.jobs.server import JobService, JobServiceConfig
+from scenemill.pipelines.jobs.store import JobStore
+from scenemill.pipelines.jobs.token import TOKEN_FILE, TOKEN_VARIABLE, read_token
 from scenemill.schemas.errors import ConfigError, Conflict, TransientError
 from scenemill.schemas.jobs import KINDS
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scenemill.pipelines.jobs_roots import RESULTS, JobRoots
+from scenemill.pipelines.jobs.roots import RESULTS, JobRoots
 from scenemill.schemas.errors import ConfigError
 
 JOB = "0123456789abcdef"

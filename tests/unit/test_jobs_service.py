@@ -23,13 +23,13 @@ from starlette.types import Message, Receive, Scope, Send
 sys.path.insert(0, str(Path(__file__).parent))
 from job_processes import living
 
-from scenemill.pipelines import jobs_store
-from scenemill.pipelines.jobs_guard import BODY_BYTE, JobAccess, JobGuard
-from scenemill.pipelines.jobs_run import LOG
-from scenemill.pipelines.jobs_server import JobService, JobServiceConfig
-from scenemill.pipelines.jobs_service import KindName, State
-from scenemill.pipelines.jobs_store import JobStore
-from scenemill.pipelines.jobs_token import TOKEN_FILE, TOKEN_VARIABLE
+from scenemill.pipelines.jobs import store as jobs_store
+from scenemill.pipelines.jobs.answers import KindName, State
+from scenemill.pipelines.jobs.guard import BODY_BYTE, JobAccess, JobGuard
+from scenemill.pipelines.jobs.run import LOG
+from scenemill.pipelines.jobs.server import JobService, JobServiceConfig
+from scenemill.pipelines.jobs.store import JobStore
+from scenemill.pipelines.jobs.token import TOKEN_FILE, TOKEN_VARIABLE
 from scenemill.schemas.errors import ConfigError, Conflict
 from scenemill.schemas.jobs import KINDS, QUEUED, STATES
 
@@ -339,6 +339,6 @@ def test_the_token_of_the_environment_counts_and_is_not_written_down(tmp_path: P
 
 
 def test_failures_of_the_service_are_told_without_their_inside(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scenemill.pipelines.jobs_service.schema_of", lambda kind: json.loads("{inside"))
+    monkeypatch.setattr("scenemill.pipelines.jobs.answers.schema_of", lambda kind: json.loads("{inside"))
     told = world.http.get("/v1/kinds/fit")
     assert "inside" not in told.text and world.refused(told, 500) == "something unforeseen"

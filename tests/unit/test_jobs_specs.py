@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scenemill.pipelines.jobs_roots import JobRoots
-from scenemill.pipelines.jobs_specs import SPEC_FILE, check_spec, make_command, results_left, schema_of, without_secrets
-from scenemill.pipelines.specs import load_spec, spec_text
+from scenemill.pipelines.experiments.specs import load_spec, spec_text
+from scenemill.pipelines.jobs.roots import JobRoots
+from scenemill.pipelines.jobs.specs import SPEC_FILE, check_spec, make_command, results_left, schema_of, without_secrets
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.jobs import KINDS, JobRequest

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from hypothesis.strategies import DataObject, data, sampled_from
 
-from scenemill.pipelines.jobs_store import JobStore, new_id
+from scenemill.pipelines.jobs.store import JobStore, new_id
 from scenemill.schemas.errors import ConfigError, Conflict, WrongVersion
 from scenemill.schemas.jobs import Job, JobRequest
 

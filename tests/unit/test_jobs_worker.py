@@ -11,14 +11,14 @@ from typing import Any
 import psutil
 import pytest
 
-from scenemill.pipelines import jobs_worker
-from scenemill.pipelines.jobs_desk import JobDesk
-from scenemill.pipelines.jobs_process import JobProcess
-from scenemill.pipelines.jobs_roots import JobRoots
-from scenemill.pipelines.jobs_run import EXIT, LOG, write_json
-from scenemill.pipelines.jobs_specs import REQUEST_FILE, Command
-from scenemill.pipelines.jobs_store import JobStore, new_id
-from scenemill.pipelines.jobs_worker import JobWorker
+from scenemill.pipelines.jobs import worker as jobs_worker
+from scenemill.pipelines.jobs.desk import JobDesk
+from scenemill.pipelines.jobs.process import JobProcess
+from scenemill.pipelines.jobs.roots import JobRoots
+from scenemill.pipelines.jobs.run import EXIT, LOG, write_json
+from scenemill.pipelines.jobs.specs import REQUEST_FILE, Command
+from scenemill.pipelines.jobs.store import JobStore, new_id
+from scenemill.pipelines.jobs.worker import JobWorker
 from scenemill.schemas.jobs import JobRequest
 
 SLEEP = "import time\nprint('begun', flush=True)\ntime.sleep(60)"
@@ -314,7 +314,7 @@ def test_the_worker_works_in_the_background_and_leaves_what_runs(bench: Bench) -
 
 
 def test_a_log_is_read_in_pieces_of_whole_characters(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scenemill.pipelines.jobs_desk.PIECE_BYTE", 4)
+    monkeypatch.setattr("scenemill.pipelines.jobs.desk.PIECE_BYTE", 4)
     job, desk = bench.add("import sys; sys.stdout.buffer.write('aé€😀z'.encode() + b'\\xff!' + '€'.encode()[:2])"), None
     bench.ends(job, "succeeded")
     desk = JobDesk(bench.store, bench.roots, lambda: None)

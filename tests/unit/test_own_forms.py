@@ -12,8 +12,8 @@ from PIL import Image
 
 from scenemill.pipelines.examine import checks_of, examine
 from scenemill.pipelines.folder import read_folder
-from scenemill.pipelines.runner_options import RunnerConfig
-from scenemill.pipelines.schedule_files import load_schedule
+from scenemill.pipelines.runners.options import RunnerConfig
+from scenemill.pipelines.schedule.files import load_schedule
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.dataset import DatasetConfig
 from scenemill.schemas.errors import ConfigError, Conflict, SourceError
@@ -488,7 +488,7 @@ def test_what_speaks_of_distances_is_refused(precision: str, told: str, code: Pa
 
 def test_workers_of_dataflow_have_modules_and_no_files_of_this_machine() -> None:
     pytest.importorskip("google.cloud.dataflow", reason="the extra gcp is not installed")
-    from scenemill.pipelines.runner_dataflow import dataflow_options
+    from scenemill.pipelines.runners.dataflow import dataflow_options
 
     runner = RunnerConfig("dataflow", project="p-id", region="us-central1", temp_location="gs://bucket/tmp", image="registry/it:1")
     config = IngestConfig("my_source.py:SOURCE", Path("gs://bucket/raw"), Path("gs://bucket/store"))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from scenemill.pipelines import charts
-from scenemill.pipelines.page_frame import framed
+from scenemill.pipelines.reports import charts
+from scenemill.pipelines.reports.page_frame import framed
 
-STYLE = Path(charts.__file__).parent / "page" / "style.css"
+STYLE = Path(charts.__file__).parents[1] / "viewer" / "page" / "style.css"
 _NIGHT = re.compile(r"@media \(prefers-color-scheme: dark\) \{\s*:root \{(.*?)\}", re.DOTALL)
 _DAY = re.compile(r"^:root \{(.*?)\}", re.DOTALL | re.MULTILINE)
 _DEFINED = re.compile(r"--([\w-]+): *(#[0-9a-f]{3,6})\b")

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scenemill.pipelines.specs import load_spec
+from scenemill.pipelines.experiments.specs import load_spec
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.augment import resize_rgb
 from scenemill.trainers.nvpanoptix3d.postprocess import PanopticImage, Rules, postprocess, postprocess_reduced
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1, Stage1Output
 from scenemill.trainers.predict import evaluating, images_of, predict_images, predict_reduced, prepare_image, rules_of, stack_images
 
-SPEC = Path(__file__).resolve().parents[2] / "pipelines" / "shipped" / "tiny_front3d_2d.yaml"
+SPEC = Path(__file__).resolve().parents[2] / "pipelines" / "experiments" / "shipped" / "tiny_front3d_2d.yaml"
 KEEP_ALL = ("model.object_mask_threshold=0", "model.overlap_threshold=0")
 
 

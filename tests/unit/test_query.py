@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from scenemill.pipelines.cli import app
 from scenemill.pipelines.query import query, query_all
-from scenemill.pipelines.results import SHOWN, print_table, to_bytes
+from scenemill.pipelines.reports.results import SHOWN, print_table, to_bytes
 from scenemill.pipelines.tables import append_run
 from scenemill.schemas.errors import ConfigError, NotPublished
 from scenemill.schemas.tables import COUNTS, SCORES, table_of

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
-from scenemill.pipelines.charts import bars, curves, histogram
-from scenemill.pipelines.report import BINS, RUNS, WORST, Report, report
-from scenemill.pipelines.report_page import page, write_html
-from scenemill.pipelines.report_text import print_report
-from scenemill.pipelines.series import describe
+from scenemill.pipelines.reports.charts import bars, curves, histogram
+from scenemill.pipelines.reports.report import BINS, RUNS, WORST, Report, report
+from scenemill.pipelines.reports.report_page import page, write_html
+from scenemill.pipelines.reports.report_text import print_report
+from scenemill.pipelines.reports.series import describe
 from scenemill.pipelines.tables import append_run, read_table
 from scenemill.schemas.errors import NotPublished
 from scenemill.schemas.published import PUBLISHED

@@ -10,7 +10,7 @@ import pytest
 from scenemill.pipelines.cli import app
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.progress import no_progress
-from scenemill.pipelines.run_page import STAGES, runs_page
+from scenemill.pipelines.reports.run_page import STAGES, runs_page
 from scenemill.schemas.config import IngestConfig
 from scenemill.transforms.store import Store, open_store
 from scenemill.transforms.worlds import write_world

@@ -21,9 +21,9 @@ from store_sums import sums_of
 
 import scenemill
 from scenemill.pipelines.ingest import ingest
-from scenemill.pipelines.runner_options import RUNNERS, RunnerConfig
-from scenemill.pipelines.runner_work import MARKER, Work, done_groups, raised_by_worker, read_results, software
-from scenemill.pipelines.runners import run_groups
+from scenemill.pipelines.runners.groups import run_groups
+from scenemill.pipelines.runners.options import RUNNERS, RunnerConfig
+from scenemill.pipelines.runners.work import MARKER, Work, done_groups, raised_by_worker, read_results, software
 from scenemill.schemas import errors
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, SourceError, TransientError
@@ -187,8 +187,8 @@ def test_what_a_worker_raises_arrives_as_itself(kind: str, tmp_path: Path) -> No
 def test_what_a_thread_raises_arrives_as_itself(tmp_path: Path) -> None:
     """In a process of its own: the other thread may still say that its work was taken away."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom scenemill.pipelines.runners import run_groups\n"
-        "from scenemill.pipelines.runner_options import RunnerConfig\nfrom scenemill.schemas.errors import Conflict\n"
+        "import sys\nfrom pathlib import Path\nfrom scenemill.pipelines.runners.groups import run_groups\n"
+        "from scenemill.pipelines.runners.options import RunnerConfig\nfrom scenemill.schemas.errors import Conflict\n"
         "def refuse(number): raise Conflict(f'number {number}')\n"
         "try: run_groups('Refuse', refuse, [1, 2, 3], Path(sys.argv[1]), 2, runner=RunnerConfig(threads=True))\n"
         "except Conflict as error: print('told', error)\n"

@@ -10,19 +10,19 @@ import apache_beam as beam
 import pytest
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from scenemill.pipelines.runner_graph import ingest_graph
-from scenemill.pipelines.runner_options import RunnerConfig
-from scenemill.pipelines.runner_portable import beam_options
-from scenemill.pipelines.runner_template import parser
+from scenemill.pipelines.runners.graph import ingest_graph
+from scenemill.pipelines.runners.options import RunnerConfig
+from scenemill.pipelines.runners.portable import beam_options
+from scenemill.pipelines.runners.template import parser
 from scenemill.schemas.config import PRECISIONS, IngestConfig, parse_max_rejected
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import SOURCES
 from scenemill.transforms.objects import place_of
 
 pytest.importorskip("google.cloud.dataflow", reason="the extra gcp is not installed")
-from scenemill.pipelines.runner_dataflow import Job, dataflow_options, run_on_dataflow
+from scenemill.pipelines.runners.dataflow import Job, dataflow_options, run_on_dataflow
 
-SHIPPED = Path(__file__).resolve().parents[2] / "pipelines" / "shipped" / "dataflow"
+SHIPPED = Path(__file__).resolve().parents[2] / "pipelines" / "runners" / "flex_template"
 CONFIG = IngestConfig("synthetic_hospital", place_of("gs://bucket/raw"), place_of("gs://bucket/store"))
 RUNNER = RunnerConfig(
     "dataflow",

@@ -17,9 +17,9 @@ from apscheduler.triggers.interval import IntervalTrigger
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scenemill.pipelines import schedule_clock
-from scenemill.pipelines.schedule import Scheduler, locked_state, open_runs, queue_backfill
-from scenemill.pipelines.schedule_runs import Result, ScheduledRun
+from scenemill.pipelines.schedule import clock as schedule_clock
+from scenemill.pipelines.schedule.runs import Result, ScheduledRun
+from scenemill.pipelines.schedule.scheduler import Scheduler, locked_state, open_runs, queue_backfill
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, Conflict
 from scenemill.schemas.schedule import AlertsConfig, BackfillConfig, Interval, ScheduleConfig
@@ -235,7 +235,7 @@ def test_an_alert_that_a_kill_prevented_is_sent_by_the_next_scheduler(tmp_path: 
         sent.append(document["state"])
         return "sent"
 
-    monkeypatch.setattr("scenemill.pipelines.schedule.send_alert", send)
+    monkeypatch.setattr("scenemill.pipelines.schedule.scheduler.send_alert", send)
     alerting = replace(HOURLY, retries=0, alerts=AlertsConfig(command=("true",)))
     plant = Plant(tmp_path, (alerting,), hours=1, convert=failing())
     with pytest.raises(Killed):
@@ -277,7 +277,7 @@ def test_by_the_clock_intervals_are_looked_for_when_they_are_due(plant: Plant, m
         plant.hours += 1
         return Result(stored=1, rejected=0, version="a")
 
-    monkeypatch.setattr("scenemill.pipelines.schedule.make_trigger", lambda _: IntervalTrigger(seconds=1))
+    monkeypatch.setattr("scenemill.pipelines.schedule.scheduler.make_trigger", lambda _: IntervalTrigger(seconds=1))
     plant.hours, plant.convert = 1, hour_long
     with pytest.raises(RuntimeError, match="the end of the test"):
         plant.scheduler.run()

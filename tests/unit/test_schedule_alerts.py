@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scenemill.pipelines.schedule_alerts import check_address, has_address, send_alert
+from scenemill.pipelines.schedule.alerts import check_address, has_address, send_alert
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.schedule import AlertsConfig
 

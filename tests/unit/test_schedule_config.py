@@ -10,7 +10,7 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from scenemill.pipelines.schedule_files import load_schedule, load_schedules, schedule_schema
+from scenemill.pipelines.schedule.files import load_schedule, load_schedules, schedule_schema
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.schedule import Interval, ScheduleConfig, complete, parse_duration, stamp

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scenemill.pipelines import schedule_process
-from scenemill.pipelines.schedule_process import convert_apart
+from scenemill.pipelines.schedule import process as schedule_process
+from scenemill.pipelines.schedule.process import convert_apart
 from scenemill.schemas.config import IngestConfig
 
 
@@ -85,13 +85,13 @@ def test_a_conversion_ends_when_who_started_it_is_killed(tmp_path: Path) -> None
     """The true process, held up on its way; its starter is killed, and it is gone with the lock that it held."""
     told = tmp_path / "told"
     held = (
-        "import os, time; from pathlib import Path; import scenemill.pipelines.schedule_process as process\n"
+        "import os, time; from pathlib import Path; import scenemill.pipelines.schedule.process as process\n"
         "from scenemill.transforms.publish import write_whole\n"
         f"process._convert = lambda _: (write_whole(Path({str(told)!r}), str(os.getpid()).encode()), time.sleep(600))\n"
         "process.main()"
     )
     starter = (
-        "import sys; from pathlib import Path; import scenemill.pipelines.schedule_process as process\n"
+        "import sys; from pathlib import Path; import scenemill.pipelines.schedule.process as process\n"
         "from scenemill.schemas.config import IngestConfig\n"
         f"process._COMMAND = (sys.executable, '-c', {held!r})\n"
         f"process.convert_apart(IngestConfig('front3d', Path('raw'), Path('store')), Path({str(tmp_path / 'log')!r}))"

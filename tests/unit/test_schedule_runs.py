@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 from typer.testing import CliRunner
 
-from scenemill.pipelines.cli_schedule import schedule as commands
-from scenemill.pipelines.schedule_runs import BACKFILL, DUE, Result, RunTable, ScheduledRun
+from scenemill.pipelines.commands.schedule import schedule as commands
+from scenemill.pipelines.schedule.runs import BACKFILL, DUE, Result, RunTable, ScheduledRun
 from scenemill.schemas.errors import ConfigError, WrongVersion
 from scenemill.schemas.schedule import Interval
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scenemill.pipelines.schedule_times import intervals, latest_interval, make_trigger, next_due
+from scenemill.pipelines.schedule.times import intervals, latest_interval, make_trigger, next_due
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.schedule import Interval, ScheduleConfig
 

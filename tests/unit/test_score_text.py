@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scenemill.pipelines.checkpoints import Checkpoint
-from scenemill.pipelines.evaluation import Evaluated
-from scenemill.pipelines.score_text import print_evaluated, print_step
+from scenemill.pipelines.experiments.checkpoints import Checkpoint
+from scenemill.pipelines.experiments.evaluation import Evaluated
+from scenemill.pipelines.reports.score_text import print_evaluated, print_step
 from scenemill.schemas.tables import SCORES, table_of
 
 CHECKPOINT = Checkpoint(Path("out/model_epoch_003_step_01200.pth"), 3, 1200)

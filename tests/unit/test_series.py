@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scenemill.pipelines.series import Series, describe, fold, gather, lineages, starred
+from scenemill.pipelines.reports.series import Series, describe, fold, gather, lineages, starred
 from scenemill.schemas.published import GROUPS
 
 START = datetime(2026, 9, 1, tzinfo=UTC)

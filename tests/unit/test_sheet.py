@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from scenemill.pipelines.sheet import (
+from scenemill.pipelines.reports.sheet import (
     FREE,
     MARGIN,
     SIDE,

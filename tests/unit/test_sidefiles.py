@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from scenemill.pipelines.experiments.specs import read_spec, spec_text
+from scenemill.pipelines.experiments.training import open_dataset
 from scenemill.pipelines.ingest import ingest
-from scenemill.pipelines.specs import read_spec, spec_text
-from scenemill.pipelines.training import open_dataset
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.dataset import AugmentationConfig, DatasetConfig, SplitConfig
 from scenemill.schemas.errors import ConfigError, Corrupt

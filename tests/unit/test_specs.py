@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from scenemill.pipelines.specs import LIMIT_BYTE, default_spec, json_schema, list_specs, load_spec, read_spec, resolved, spec_text
+from scenemill.pipelines.experiments.specs import (
+    LIMIT_BYTE,
+    default_spec,
+    json_schema,
+    list_specs,
+    load_spec,
+    read_spec,
+    resolved,
+    spec_text,
+)
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ACTIONS, ExperimentConfig, TrainConfig, WandbConfig, ignored_settings
 from scenemill.schemas.settings import walk

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
-from scenemill.pipelines import triton
 from scenemill.pipelines.cli import app
-from scenemill.pipelines.specs import load_spec
-from scenemill.pipelines.triton import SCENE, STAGE_1, ServedModel, export_triton
+from scenemill.pipelines.experiments import triton
+from scenemill.pipelines.experiments.specs import load_spec
+from scenemill.pipelines.experiments.triton import SCENE, STAGE_1, ServedModel, export_triton
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.trainers.checkpoint import load_checkpoint, save_checkpoint
@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from triton_stand_in import Request, Response, Server, Tensor, TritonError, forms_of, make_library, make_response, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
-SPEC = ROOT / "pipelines" / "shipped" / "tiny_front3d_3d.yaml"
+SPEC = ROOT / "pipelines" / "experiments" / "shipped" / "tiny_front3d_3d.yaml"
 SIZES = ("model.backbone.input_width=112", "model.frustum3d.unet_features=4", "model.frustum3d.unet_output_channels=4")
 KEEP_ALL = (*SIZES, "model.object_mask_threshold=0", "model.overlap_threshold=0")
 K = np.array(FRONT3D_INTRINSICS)

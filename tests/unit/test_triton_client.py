@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from scenemill.pipelines.photos import read_image
+from scenemill.pipelines.experiments.photos import read_image
 from scenemill.trainers.augment import resize_rgb
 from scenemill.trainers.nvpanoptix3d.frustum import Frustum, inference_mask
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS

@@ -20,7 +20,7 @@ from view_client import ask
 
 from scenemill import Timelapse
 from scenemill.pipelines.cli import app
-from scenemill.pipelines.view import ViewConfig, Viewer, serve
+from scenemill.pipelines.viewer.server import ViewConfig, Viewer, serve
 from scenemill.schemas.errors import ConfigError
 
 

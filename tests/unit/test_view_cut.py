@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from scenemill.pipelines.view_cut import CORNER, FACE, VERTEX, cut_mesh, cut_points, cut_voxels
+from scenemill.pipelines.viewer.cut import CORNER, FACE, VERTEX, cut_mesh, cut_points, cut_voxels
 from scenemill.schemas.errors import SourceError
 
 HERE = np.eye(4)

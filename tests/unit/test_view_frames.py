@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from scenemill.pipelines.view_frames import DTYPES, MAGIC, decode_frame, encode_frame, key_of, tag_of
+from scenemill.pipelines.viewer.frames import DTYPES, MAGIC, decode_frame, encode_frame, key_of, tag_of
 
 some_array = st.sampled_from(sorted(DTYPES.values())).flatmap(
     lambda dtype: arrays.arrays(np.dtype(dtype), arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5))

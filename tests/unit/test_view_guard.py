@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from view_client import Answer, ask
 
 from scenemill import Timelapse
-from scenemill.pipelines.view import ViewConfig, Viewer, serve
+from scenemill.pipelines.viewer.server import ViewConfig, Viewer, serve
 
 TOKEN = "abcDEF123456"
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scenemill.pipelines.view_legend import MOST_ENTRIES, UNLABELLED, class_names, legend, segment_names, voxel_names
+from scenemill.pipelines.viewer.legend import MOST_ENTRIES, UNLABELLED, class_names, legend, segment_names, voxel_names
 from scenemill.schemas.labels import LABELS
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from scenemill import Timelapse
-from scenemill.pipelines.view_cut import FULL, USUAL, Budget
-from scenemill.pipelines.view_log import LogRoot
+from scenemill.pipelines.viewer.cut import FULL, USUAL, Budget
+from scenemill.pipelines.viewer.log import LogRoot
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.trainers.usd import PBRMaterial
 
@@ -254,7 +254,7 @@ def test_a_file_that_names_one_outside_the_log_is_not_read(log: Path, tmp_path: 
 
 def test_a_file_too_large_to_read_is_told(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Timelapse(log).add_pointcloud_batch(0, "p", [PLACES])
-    monkeypatch.setattr("scenemill.pipelines.view_log.LIMIT_BYTE", 100)
+    monkeypatch.setattr("scenemill.pipelines.viewer.log.LIMIT_BYTE", 100)
     with pytest.raises(SourceError, match="at most 100"):
         scene_of(log, "pointcloud/p/0")
 

@@ -20,8 +20,8 @@ import view_tasks as tasks
 from view_client import ask
 
 from scenemill import Timelapse
-from scenemill.pipelines.view import serve
-from scenemill.pipelines.view_reading import UsdReader
+from scenemill.pipelines.viewer.reading import UsdReader
+from scenemill.pipelines.viewer.server import serve
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.trainers.usd import PBRMaterial
 
@@ -140,7 +140,7 @@ def test_an_interrupted_question_leaves_no_answer_for_the_next(
     reader = UsdReader(TASKS)
     assert reader.ask(tasks.size, file) == 4
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("scenemill.pipelines.view_reading._Answers.load", interrupt)
+        patch.setattr("scenemill.pipelines.viewer.reading._Answers.load", interrupt)
         reader.ask(tasks.given, file)
     assert reader.ask(tasks.size, file) == 4
     reader.close()
@@ -167,8 +167,8 @@ def test_a_script_that_serves_is_not_run_again_and_takes_its_reader_along_when_i
         textwrap.dedent("""
             import sys, urllib.request
             print("begun", flush=True)
-            from scenemill.pipelines.view import serve
-            from scenemill.pipelines.view_reading import READER
+            from scenemill.pipelines.viewer.server import serve
+            from scenemill.pipelines.viewer.reading import READER
             from view_tasks import process
             from pathlib import Path
             viewer = serve(sys.argv[1])
@@ -235,7 +235,7 @@ def test_whatever_bytes_are_damaged_the_viewer_answers_and_all_else_stays_right(
 ) -> None:
     monkeypatch.setattr("scenemill.trainers.timelapse_parser._PAUSES_S", ())
     reader = UsdReader(limit_s=5)
-    monkeypatch.setattr("scenemill.pipelines.view_log.READER", reader)
+    monkeypatch.setattr("scenemill.pipelines.viewer.log.READER", reader)
     write_log(tmp_path / "log")
     damaged = write_damaged(tmp_path / "log", 300 if FULL else 70)
     wholes = ["mesh/m/0", "pointcloud/p/0", "voxelgrid/v/0"]

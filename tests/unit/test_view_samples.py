@@ -19,11 +19,11 @@ from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.predictions import Prediction, folder_of, write_prediction
 from scenemill.pipelines.score import ScoreConfig, score
 from scenemill.pipelines.synth import synth_views
-from scenemill.pipelines.view_cut import USUAL, Budget
-from scenemill.pipelines.view_predictions import PredictionsRoot
-from scenemill.pipelines.view_roots import Roots, recognise
-from scenemill.pipelines.view_store import StoreRoot
-from scenemill.pipelines.view_tables import TablesRoot
+from scenemill.pipelines.viewer.cut import USUAL, Budget
+from scenemill.pipelines.viewer.predictions import PredictionsRoot
+from scenemill.pipelines.viewer.roots import Roots, recognise
+from scenemill.pipelines.viewer.store import StoreRoot
+from scenemill.pipelines.viewer.tables import TablesRoot
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, NotPublished, SourceError
 from scenemill.transforms.layout import ROOT

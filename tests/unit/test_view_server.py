@@ -20,14 +20,14 @@ from view_client import ask
 from view_worlds import write_samples
 
 from scenemill import Timelapse, open_store
-from scenemill.pipelines.view import Viewer, serve
-from scenemill.pipelines.view_cut import FULL, USUAL
-from scenemill.pipelines.view_legend import MOST_ENTRIES
-from scenemill.pipelines.view_log import LIMIT_BYTE
-from scenemill.pipelines.view_materials import SIDE_PIXEL
-from scenemill.pipelines.view_server import HELD_BYTE
+from scenemill.pipelines.viewer.answers import HELD_BYTE
+from scenemill.pipelines.viewer.cut import FULL, USUAL
+from scenemill.pipelines.viewer.legend import MOST_ENTRIES
+from scenemill.pipelines.viewer.log import LIMIT_BYTE
+from scenemill.pipelines.viewer.materials import SIDE_PIXEL
+from scenemill.pipelines.viewer.server import Viewer, serve
 
-PAGE = Path(__file__).parents[2] / "pipelines" / "page"
+PAGE = Path(__file__).parents[2] / "pipelines" / "viewer" / "page"
 POINTS = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
 
 
@@ -245,7 +245,7 @@ def test_something_unforeseen_is_an_answer_too(viewer: Viewer, monkeypatch: pyte
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("a secret")
 
-    monkeypatch.setattr("scenemill.pipelines.view_store.StoreRoot.plane", fail)
+    monkeypatch.setattr("scenemill.pipelines.viewer.store.StoreRoot.plane", fail)
     answer = ask(viewer.url, "/api/plane", {"root": "store", "item": key, "what": "rgb"})
     assert answer.status == 500 and answer.error["kind"] == "ZeroDivisionError" and b"secret" not in answer.body
 
@@ -318,12 +318,12 @@ def test_showing_writes_nothing(world: Path, viewer: Viewer, key: str) -> None:
 
 
 def test_what_is_kept_for_the_next_request_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scenemill.pipelines.view_server import _Scenes
+    from scenemill.pipelines.viewer.answers import _Scenes
 
     class Held:
         size_byte = 100
 
-    monkeypatch.setattr("scenemill.pipelines.view_server.HELD_BYTE", 250)
+    monkeypatch.setattr("scenemill.pipelines.viewer.answers.HELD_BYTE", 250)
     scenes: Any = _Scenes()
     first, second, third = Held(), Held(), Held()
     assert scenes.get(("a",), lambda: first) is first and scenes.get(("b",), lambda: second) is second

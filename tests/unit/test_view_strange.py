@@ -11,10 +11,10 @@ import pytest
 
 from scenemill.pipelines.predictions import Prediction, write_prediction
 from scenemill.pipelines.tables import append_run
-from scenemill.pipelines.view_cut import USUAL
-from scenemill.pipelines.view_predictions import PredictionsRoot
-from scenemill.pipelines.view_store import StoreRoot
-from scenemill.pipelines.view_tables import TablesRoot
+from scenemill.pipelines.viewer.cut import USUAL
+from scenemill.pipelines.viewer.predictions import PredictionsRoot
+from scenemill.pipelines.viewer.store import StoreRoot
+from scenemill.pipelines.viewer.tables import TablesRoot
 from scenemill.schemas.errors import SourceError
 from scenemill.schemas.tables import COUNTS, SCORES, table_of
 

@@ -17,7 +17,7 @@ from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
-from scenemill.pipelines.triton import SCENE
+from scenemill.pipelines.experiments.triton import SCENE
 
 TYPES = {"TYPE_UINT8": "uint8", "TYPE_BOOL": "bool", "TYPE_FP32": "float32", "TYPE_INT32": "int32", "TYPE_INT64": "int64"}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from scenemill.pipelines.view_frames import decode_frame
+from scenemill.pipelines.viewer.frames import decode_frame
 
 
 @dataclass(frozen=True)

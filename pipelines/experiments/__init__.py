@@ -1,0 +1,1 @@
+"""From an experiment to what it asks for: training, evaluation, prediction, export, fit."""

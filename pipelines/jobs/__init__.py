@@ -1,0 +1,1 @@
+"""A service that runs jobs one after another, and a client that asks it."""

@@ -1,0 +1,1 @@
+"""What a person looks at: contact sheets, cards, reports, tables and the charts in them."""
