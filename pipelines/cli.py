@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 import scenemill
 from scenemill.pipelines.commands import batches, experiments, export, ingest, jobs, numbers, schedule, store, synth, view
 from scenemill.pipelines.commands.fit import fit
-from scenemill.pipelines.commands.terminal import fail, leave, want
+from scenemill.pipelines.terminal import fail, leave, want
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
 from scenemill.schemas.places import NO_CREDENTIALS, has_credentials, on_disk
 from scenemill.transforms.objects import place_of

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from scenemill.pipelines.commands.terminal import console_of, is_quiet
+from scenemill.pipelines.terminal import console_of, is_quiet
 
 if TYPE_CHECKING:
     from scenemill.trainers.train import Step

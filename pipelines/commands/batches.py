@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from scenemill.pipelines.commands.options import AsJson, StoreArgument
-from scenemill.pipelines.commands.terminal import say
 from scenemill.pipelines.progress import progress
+from scenemill.pipelines.terminal import say
 from scenemill.schemas.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def bench_loader(
     as_json: AsJson = False,
 ) -> None:
     """Measure how quickly a store becomes batches here: each stage, samples and megabytes a second, and how long a step waits."""
-    from scenemill.pipelines.human import print_loader_speed
+    from scenemill.pipelines.reports.human import print_loader_speed
     from scenemill.schemas.dataset import AugmentationConfig, DatasetConfig
     from scenemill.trainers.speed import bench_loader as run
     from scenemill.trainers.speed import to_json

@@ -7,8 +7,8 @@ import typer
 
 from scenemill.pipelines.commands import completions
 from scenemill.pipelines.commands.options import AsJson, StoreArgument, Version
-from scenemill.pipelines.commands.terminal import say
 from scenemill.pipelines.progress import progress
+from scenemill.pipelines.terminal import say
 
 Out = Annotated[Path, typer.Argument(help="A new or empty folder; it is written whole or not at all.")]
 
@@ -49,7 +49,7 @@ def card(
 def raw(store: StoreArgument, out: Out, version: Version = None, as_json: AsJson = False) -> None:
     """Write a store as a raw folder again, in the public layout of its source; ingested, it gives the same arrays."""
     from scenemill.pipelines.exports.raw import export_raw
-    from scenemill.pipelines.human import size
+    from scenemill.pipelines.reports.human import size
     from scenemill.transforms.store import open_store
 
     with progress(as_json) as on_progress:
@@ -81,7 +81,7 @@ def mesh(
 ) -> None:
     """Write the true surface of a sample, coloured by class: upright in the camera's frame, in metres."""
     from scenemill.pipelines.exports.mesh import export_mesh
-    from scenemill.pipelines.human import size
+    from scenemill.pipelines.reports.human import size
     from scenemill.transforms.store import open_store
 
     done = export_mesh(open_store(store, version), key, out, iso)

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from scenemill.pipelines.commands.options import AsJson, PathOrUri, SourceName, Workers, place
-from scenemill.pipelines.commands.terminal import say
 from scenemill.pipelines.progress import progress
 from scenemill.pipelines.runners.options import RUNNERS, RunnerConfig
+from scenemill.pipelines.terminal import say
 from scenemill.schemas.config import IngestConfig, parse_max_rejected
 from scenemill.schemas.places import Place
 
@@ -97,7 +97,7 @@ def _register_plan(app: typer.Typer) -> None:
     ) -> None:
         """Say what an ingest would do: samples, parts, bytes and minutes, from a rate measured on a few samples. Writes nothing."""
         from scenemill.pipelines.forecast import forecast
-        from scenemill.pipelines.human import print_forecast
+        from scenemill.pipelines.reports.human import print_forecast
 
         config = _config(source, input, output, splits, limit, workers, max_rejected, precision, samples_per_part)
         with progress(as_json) as on_progress:
@@ -157,7 +157,7 @@ def _register_validate(app: typer.Typer) -> None:
         as_json: AsJson = False,
     ) -> None:
         """Check every sample of a raw folder and say what is wrong with it; nothing is converted."""
-        from scenemill.pipelines.human import print_validation, validation_json
+        from scenemill.pipelines.reports.human import print_validation, validation_json
         from scenemill.pipelines.validate import validate as run
 
         config = _config(source, input, None, splits, limit, workers, max_rejected)
@@ -169,8 +169,8 @@ def _register_validate(app: typer.Typer) -> None:
 
 
 def _ingest(config: IngestConfig, runner: RunnerConfig, as_json: bool) -> None:
-    from scenemill.pipelines.human import print_outcome
     from scenemill.pipelines.ingest import ingest
+    from scenemill.pipelines.reports.human import print_outcome
 
     if runner.runner == "dataflow":
         from scenemill.pipelines.runners.dataflow import run_on_dataflow

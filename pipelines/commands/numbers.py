@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from scenemill.pipelines.commands.options import AsJson, PathOrUri, TablesArgument, Workers, place
-from scenemill.pipelines.commands.terminal import console_of, say
 from scenemill.pipelines.progress import progress
+from scenemill.pipelines.terminal import console_of, say
 
 
 def register(app: typer.Typer) -> None:

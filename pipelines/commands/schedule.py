@@ -168,9 +168,9 @@ def convert(
     """Convert one interval here and now, without the scheduler's memory: what other engines call."""
     from rich.console import Console
 
-    from scenemill.pipelines.human import print_outcome
     from scenemill.pipelines.ingest import ingest
     from scenemill.pipelines.progress import log_lines
+    from scenemill.pipelines.reports.human import print_outcome
     from scenemill.pipelines.schedule.clock import utc_now
     from scenemill.pipelines.schedule.files import load_schedule
     from scenemill.pipelines.schedule.times import latest_interval

@@ -7,8 +7,8 @@ import typer
 
 from scenemill.pipelines.commands import completions
 from scenemill.pipelines.commands.options import AsJson, StoreArgument, Version
-from scenemill.pipelines.commands.terminal import console_of, say
 from scenemill.pipelines.progress import progress
+from scenemill.pipelines.terminal import console_of, say
 from scenemill.schemas.errors import ConfigError
 
 
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def verify(store: StoreArgument, as_json: AsJson = False) -> None:
     """Read a store again, all of it, against its checksums, and name what is broken."""
-    from scenemill.pipelines.human import print_verified
+    from scenemill.pipelines.reports.human import print_verified
     from scenemill.transforms.verify import verify_store
 
     with progress(as_json) as on_progress:
@@ -38,7 +38,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Facts of a store, or of one sample; with --png its image, depth, labels and volume slices on one sheet."""
-    from scenemill.pipelines.human import print_sample, print_store, store_json
+    from scenemill.pipelines.reports.human import print_sample, print_store, store_json
     from scenemill.transforms.store import open_store
 
     opened = open_store(store, version)
@@ -56,7 +56,7 @@ def show(
 
 def versions(store: StoreArgument, as_json: AsJson = False) -> None:
     """List the published versions of a store, newest first."""
-    from scenemill.pipelines.human import print_versions, versions_json
+    from scenemill.pipelines.reports.human import print_versions, versions_json
 
     listed = versions_json(store)
     say(listed, as_json, lambda console: print_versions(console, listed))
@@ -68,7 +68,7 @@ def clean(
     as_json: AsJson = False,
 ) -> None:
     """Remove what no version names: leftovers of killed runs, and, if asked, old versions."""
-    from scenemill.pipelines.human import size
+    from scenemill.pipelines.reports.human import size
     from scenemill.transforms.publish import locked
     from scenemill.transforms.store import open_store
     from scenemill.transforms.versions import clean as run
@@ -86,7 +86,7 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """List what was run on a store: when, how many samples in, stored and rejected, how long it took, and what came of it."""
-    from scenemill.pipelines.human import print_runs
+    from scenemill.pipelines.reports.human import print_runs
     from scenemill.pipelines.reports.results import to_bytes
     from scenemill.transforms.store import open_store
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from scenemill.pipelines.commands.options import AsJson, MadeUpSource
-from scenemill.pipelines.commands.terminal import say
 from scenemill.pipelines.progress import progress
+from scenemill.pipelines.terminal import say
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.fields import VIEWS
 
@@ -92,6 +92,6 @@ def _views(
 
 
 def _told(out: Path, made: Any, what: str) -> str:
-    from scenemill.pipelines.human import size
+    from scenemill.pipelines.reports.human import size
 
     return f"{out}: {made.scenes} {what}, {made.views} views, {made.files} files, {size(made.size_bytes)}"

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from scenemill.pipelines.human import store_json, summarize
+from scenemill.pipelines.reports.human import store_json, summarize
 from scenemill.schemas.fields import FRONT3D_FORM, VIEWS, Field
 from scenemill.schemas.labels import VOID, Label
 from scenemill.transforms.publish import write_whole

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import yaml
 
-from scenemill.pipelines.human import size
 from scenemill.pipelines.reports.card import Card
+from scenemill.pipelines.reports.human import size
 from scenemill.pipelines.reports.results import printable
 from scenemill.schemas.fields import VIEWS
 from scenemill.transforms.folders import split_rank

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import pyarrow.compute as pc
 
-from scenemill.pipelines.human import size
 from scenemill.pipelines.reports.charts import COLORS
+from scenemill.pipelines.reports.human import size
 from scenemill.pipelines.reports.page_frame import framed
 from scenemill.pipelines.reports.results import printable
 from scenemill.transforms.publish import write_whole

@@ -21,9 +21,10 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from scenemill.pipelines import human, ingest
+from scenemill.pipelines import ingest
 from scenemill.pipelines.cli import main
 from scenemill.pipelines.predictions import Prediction, write_prediction
+from scenemill.pipelines.reports import human
 from scenemill.pipelines.tables import append_run
 from scenemill.schemas.tables import SCORES
 from scenemill.validators.suites import Expected

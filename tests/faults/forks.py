@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 import great_expectations  # noqa: F401  (what the command would import, once)
 import OpenEXR  # noqa: F401
 
-from scenemill.pipelines import human, ingest  # noqa: F401
+from scenemill.pipelines import ingest  # noqa: F401
 from scenemill.pipelines.cli import main
+from scenemill.pipelines.reports import human  # noqa: F401
 
 
 def run(env: dict[str, str], log: str, **asked: Any) -> NoReturn:

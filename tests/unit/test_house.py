@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "trainers": {"schemas", "transforms", "trainers"},
     "pipelines": {*FOLDERS},
 }
+ENDS = ("commands", "exports", "jobs", "schedule", "viewer")
 HOMES = {
     "airflow": ("pipelines/schedule/airflow.py",),
     "apache_beam": ("pipelines/",),
@@ -122,6 +123,18 @@ def test_every_folder_imports_only_what_it_may() -> None:
             if parts[0] in FOLDERS:
                 wrong.append(f"{path}: bare {name}")
     assert wrong == []
+
+
+def test_what_users_run_is_imported_by_the_command_line_alone() -> None:
+    """A verb may stand on anything; nothing stands on a verb, on a server, on the scheduler or on an export."""
+    found = []
+    for path, tree in sources():
+        for module in imported(tree):
+            package, _, rest = module.removeprefix("scenemill.pipelines.").partition(".")
+            allowed = ("pipelines/cli.py",) if package == "commands" else ("pipelines/commands/",)
+            if package in ENDS and rest and not path.startswith((*allowed, f"pipelines/{package}/")):
+                found.append((path, module))
+    assert found == []
 
 
 def test_heavy_libraries_stay_in_their_homes() -> None:

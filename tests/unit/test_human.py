@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from scenemill.pipelines.forecast import Forecast
-from scenemill.pipelines.human import print_findings, print_forecast, print_runs
+from scenemill.pipelines.reports.human import print_findings, print_forecast, print_runs
 from scenemill.schemas.errors import NotPublished
 from scenemill.transforms.store import open_store
 

@@ -159,12 +159,12 @@ def test_the_libraries_of_the_page_are_the_ones_told() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/page/../view.py",
+        "/page/../server.py",
         "/page/..%2fview.py",
         "/page/%2e%2e/%2e%2e/setup.cfg",
         "/page//etc/passwd",
         "/page/%2fetc%2fpasswd",
-        "/page/vendor/../../view.py",
+        "/page/vendor/../../server.py",
         "/page/app.js%00.html",
         "/../../etc/passwd",
         "//etc/passwd",
@@ -341,7 +341,7 @@ def test_the_page_is_small_enough_to_load_in_one_breath(viewer: Viewer) -> None:
 
 
 def test_what_the_document_says_is_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (PAGE.parents[1] / "docs" / "viewer.md").read_text()
+    text = (PAGE.parents[2] / "docs" / "viewer.md").read_text()
     faces = np.array([[0, 1, 2]])
     Timelapse(tmp_path / "results").add_mesh_batch(100, "output", [POINTS[:3]], [faces])
     monkeypatch.chdir(tmp_path)
@@ -351,7 +351,7 @@ def test_what_the_document_says_is_so(tmp_path: Path, monkeypatch: pytest.Monkey
     with said["viewer"] as viewer:
         np.testing.assert_array_equal(said["arrays"]["0/positions"], POINTS[:3])
         asked = set(re.findall(r"^\| `(/api/[a-z]+)", text, re.MULTILINE))
-        assert asked == set(re.findall(r'"(/api/[a-z]+)"', (PAGE.parent / "view_server.py").read_text()))
+        assert asked == set(re.findall(r'"(/api/[a-z]+)"', (PAGE.parent / "answers.py").read_text()))
         assert all(
             ask(viewer.url, path).status in (200, 404) and "no page" not in ask(viewer.url, path).body.decode() for path in asked
         )
