@@ -6,7 +6,7 @@ LINK := build/link/scenemill
 
 unexport PYTHONDONTWRITEBYTECODE  # the tests begin hundreds of processes, which read what the first has compiled
 
-.PHONY: setup demo check test faults overfit notebooks docs bench gpu-check triton airflow audit clean
+.PHONY: setup demo check test faults overfit docs bench gpu-check triton airflow audit clean
 
 setup: .venv/ready
 
@@ -56,13 +56,10 @@ test: check  # JOBS=8 for more processes, of which some wait at any time; each h
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder --max-worker-restart 2 tests
 
 faults: setup  # the long forms: hours
-	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests --ignore-glob '*test_overfit.py' --ignore-glob '*test_demo.py' --ignore-glob '*test_notebooks.py'
+	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests --ignore-glob '*test_overfit.py' --ignore-glob '*test_demo.py'
 
 overfit: setup  # the tiny experiments as shipped, to a PQ near 1, and the whole line: half an hour on two cores
 	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests/e2e/test_overfit.py tests/e2e/test_demo.py
-
-notebooks: setup  # those of examples, from the first cell to the last
-	SCENEMILL_FULL=1 $(BIN)/python -m pytest --timeout 3600 tests/e2e/test_notebooks.py
 
 docs: setup  # the site, at build/docs/index.html; a warning is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs

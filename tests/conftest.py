@@ -1,11 +1,13 @@
 """What the suites share: made-up raw folders, and the real views where they are."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from scenemill.transforms.worlds import write_world
+from tests.forked import CommandLine, Server, forked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +28,19 @@ def matterport_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("worlds") / "matterport"
     write_world("matterport", folder, scenes=3, views=2, seed=11, grid=64)
     return folder
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """What commands are forked from."""
+    with forked(tmp_path_factory.mktemp("logs")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def command_line(server: Server) -> CommandLine:
+    """The command line, in processes that cost no imports."""
+    return CommandLine(server)
 
 
 @pytest.fixture(scope="session")

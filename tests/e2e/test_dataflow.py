@@ -1,7 +1,6 @@
 """Submitting to Dataflow, against a stand-in on loopback that runs the very graph it was sent. The real service was never asked."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from scenemill.transforms import object_clients
 from scenemill.transforms.objects import place_of
 from scenemill.transforms.store import open_store
 from scenemill.transforms.verify import verify_store
+from tests.forked import CommandLine
 
 
 @pytest.fixture(scope="module")
@@ -120,26 +120,17 @@ def test_what_is_submitted_is_what_was_asked_for(wheel: Path, tmp_path: Path) ->
     assert environments and all(b"registry/scenemill:1" in payload for payload in environments)
 
 
-def test_the_command_shows_the_job_without_a_network() -> None:
+def test_the_command_shows_the_job_without_a_network(command_line: CommandLine) -> None:
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "scenemill.pipelines.cli",
-            "ingest",
-            "front3d",
-            "--input",
-            "gs://b-1/raw",
-            "--output",
-            "gs://b-1/s",
-        ),
+        *("ingest", "front3d", "--input", "gs://b-1/raw", "--output", "gs://b-1/s"),
         *("--runner", "dataflow", "--project", "p-id", "--region", "us-central1", "--temp-location", "gs://b-1/tmp"),
         *("--image", "registry/scenemill:1", "--dry-run"),
     ]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    shown, told = command_line.call(*command), command_line.call(*command, "--json")
+    assert (shown.code, told.code) == (0, 0), shown.said + told.said
     for line in ("gs://b-1/raw", "Build parts", "staging_location=gs://b-1/tmp/staging", "not submitted"):
-        assert line in said
-    document: dict[str, Any] = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+        assert line in shown.out
+    document: dict[str, Any] = json.loads(told.out)
     assert (document["input"], document["steps"][-1], document["id"]) == ("gs://b-1/raw", "Publish", None)
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -40,6 +39,7 @@ from scenemill.transforms.publish import locked, work_path
 from scenemill.transforms.store import open_store
 from scenemill.transforms.verify import verify_store
 from scenemill.transforms.versions import clean
+from tests.forked import CommandLine
 
 PART = 2
 
@@ -93,19 +93,11 @@ def upload(folder: Path, place: Remote) -> None:
         (place / path.relative_to(folder).as_posix()).create(path)
 
 
-def command(url: str, tmp: Path, *words: str, kill_at: str = "", code: int = 0) -> str:
+def command(command_line: CommandLine, url: str, tmp: Path, *words: str, kill_at: str = "", code: int = 0) -> str:
     """Run the command line in a process of its own; its output and errors."""
-    variables = {**os.environ, **environment(url), "TMPDIR": str(tmp), "OMP_NUM_THREADS": "1", "SCENEMILL_KILL_AT": kill_at}
-    ended = subprocess.run(
-        [sys.executable, "-m", "scenemill.pipelines.cli", *words],
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == code, ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
+    ended = command_line.call(*words, environment={**environment(url), "TMPDIR": str(tmp), "SCENEMILL_KILL_AT": kill_at})
+    assert ended.code == code, ended.said
+    return ended.said
 
 
 def printed(*words: str) -> Any:
@@ -211,26 +203,28 @@ def _recoloured(world: Path, name: str) -> bytes:
 
 @pytest.mark.full
 def test_a_run_killed_anywhere_is_gone_on_with(
-    front3d_world: Path, local: Path, bucket: Remote, net: Proxy, tmp_path: Path
+    command_line: CommandLine, front3d_world: Path, local: Path, bucket: Remote, net: Proxy, tmp_path: Path
 ) -> None:
     words = ingest_words(front3d_world, bucket)
-    variables = {**os.environ, **environment(net.url), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([sys.executable, "-m", "scenemill.pipelines.cli", *words], env=variables) as process:
-        net.faults.append(Fault("PUT", "/c/1/", "cut", before=process.kill))  # half of a shard is under way
-        assert process.wait(timeout=120) == -signal.SIGKILL
+    started: list[int] = []
+    net.faults.append(
+        Fault("PUT", "/c/1/", "cut", before=lambda: os.kill(started[0], signal.SIGKILL))
+    )  # half of a shard is under way
+    started.append(command_line.begin(*words, environment={**environment(net.url), "TMPDIR": str(tmp_path)}))
+    assert command_line.wait(started[0]).code == -signal.SIGKILL
     with pytest.raises(NotPublished):
         open_store(bucket)
-    command(net.url, tmp_path, *words, kill_at="version written:1", code=-signal.SIGKILL)  # all but the swap
+    command(command_line, net.url, tmp_path, *words, kill_at="version written:1", code=-signal.SIGKILL)  # all but the swap
     with pytest.raises(NotPublished):
         open_store(bucket)
-    last = json.loads(command(net.url, tmp_path / "another machine", *words).splitlines()[-1])
+    last = json.loads(command(command_line, net.url, tmp_path / "another machine", *words).splitlines()[-1])
     assert (last["outcome"], last["stored"], last["parts_built"]) == ("published", 6, 0)
     assert files_of(bucket) == files_of(local)
 
 
 @pytest.mark.full
 def test_of_two_racing_runs_one_publishes_and_the_other_is_told(
-    front3d_world: Path, bucket: Remote, net: Proxy, tmp_path: Path
+    command_line: CommandLine, front3d_world: Path, bucket: Remote, net: Proxy, tmp_path: Path
 ) -> None:
     changed = tmp_path / "changed"
     for path in (path for path in sorted(front3d_world.rglob("*")) if path.is_file()):
@@ -242,7 +236,7 @@ def test_of_two_racing_runs_one_publishes_and_the_other_is_told(
     told: list[str] = []
 
     def race() -> None:
-        told.append(command(net.url, tmp_path / "other", *ingest_words(changed, bucket)))
+        told.append(command(command_line, net.url, tmp_path / "other", *ingest_words(changed, bucket)))
 
     net.faults.append(Fault("PUT", f"{bucket.name}/zarr.json", "slow down", before=race))
     with pytest.raises(Conflict, match="another run published first"):
@@ -303,13 +297,15 @@ def test_batches_of_a_bucket_are_those_of_a_disk(front3d_world: Path, local: Pat
         assert all(torch.equal(one.tensors[name].nan_to_num(), other.tensors[name].nan_to_num()) for name in one.tensors)
 
 
-def test_the_command_line_takes_uris_and_keeps_secrets(front3d_world: Path, bucket: Remote, net: Proxy, tmp_path: Path) -> None:
+def test_the_command_line_takes_uris_and_keeps_secrets(
+    command_line: CommandLine, front3d_world: Path, bucket: Remote, net: Proxy, tmp_path: Path
+) -> None:
     outcome = into(front3d_world, bucket, limit=2)
     shown, versions, verified = (printed(verb, str(bucket)) for verb in ("show", "versions", "verify"))
     assert shown["version"] == versions[0]["version"] == outcome.version
     assert verified["broken"] == []
     assert "no key for scenemill" in CliRunner().invoke(app, ["show", f"{bucket}/../x"], env={"COLUMNS": "300"}).output
-    refused = command(net.url, tmp_path, "show", "s3://nobucket/store", code=2)
+    refused = command(command_line, net.url, tmp_path, "show", "s3://nobucket/store", code=2)
     assert "no such bucket" in refused and SECRET not in refused and "Traceback" not in refused
 
 

@@ -1,9 +1,7 @@
 """A training, an evaluation, predictions, an export, a search and a fit whose results go to a bucket: what a disk would hold."""
 
 import hashlib
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +34,7 @@ from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.fit import FitConfig
 from scenemill.schemas.places import Place, Remote
 from scenemill.transforms.objects import place_of
+from tests.forked import CommandLine
 
 pytestmark = pytest.mark.full  # short forms of all but the loop itself are in tests/unit/test_mirrored.py
 
@@ -146,37 +145,42 @@ def test_a_training_in_a_bucket_is_that_on_a_disk(store: Path, trained: Path, bu
     assert curves_of(mirror(tmp_path / "cache")) == curves_of(trained / "train")
 
 
-def command(net: Proxy, cache: Path, *words: str, kill_at: str = "") -> str:
-    variables = {**os.environ, **environment(net.url), "SCENEMILL_CACHE": str(cache), "SCENEMILL_KILL_AT": kill_at}
-    ended = subprocess.run(
-        [sys.executable, "-m", "scenemill.pipelines.cli", *words],
-        env=variables | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+def command(command_line: CommandLine, net: Proxy, cache: Path, *words: str, kill_at: str = "") -> str:
+    ended = command_line.call(
+        *words, environment={**environment(net.url), "SCENEMILL_CACHE": str(cache), "SCENEMILL_KILL_AT": kill_at}
     )
-    assert ended.returncode == (-signal.SIGKILL if kill_at else 0), ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
+    assert ended.code == (-signal.SIGKILL if kill_at else 0), ended.said
+    return ended.said
 
 
 @pytest.mark.parametrize("machines", [("one", "one"), ("one", "two")])
 @pytest.mark.parametrize("kill_at", ["result sent:1", "result sent:2", "result sent:5", "results noted:1", "step taken:3"])
 def test_a_training_killed_as_it_sends_is_gone_on_with_on_any_machine(
-    kill_at: str, machines: tuple[str, str], store: Path, trained: Path, bucket: Remote, net: Proxy, tmp_path: Path
+    kill_at: str,
+    machines: tuple[str, str],
+    command_line: CommandLine,
+    store: Path,
+    trained: Path,
+    bucket: Remote,
+    net: Proxy,
+    tmp_path: Path,
 ) -> None:
     words = ["train", "-e", "tiny_front3d_2d", *settings(store, bucket)]
-    command(net, tmp_path / machines[0], *words, kill_at=kill_at)
-    said = command(net, tmp_path / machines[1], *words)
+    command(command_line, net, tmp_path / machines[0], *words, kill_at=kill_at)
+    said = command(command_line, net, tmp_path / machines[1], *words)
     assert f"{bucket}/train/model_epoch" in said and SECRET not in said
     assert sums_of(bucket / "train") == sums_of(trained / "train")
-    command(net, tmp_path / "three", *words)  # nothing is left to do, and all of it is there
+    command(command_line, net, tmp_path / "three", *words)  # nothing is left to do, and all of it is there
     assert curves_of(mirror(tmp_path / "three")) == curves_of(trained / "train")
     assert sums_of(bucket / "train") == sums_of(trained / "train")
 
 
-def test_the_first_of_two_processes_sends(store: Path, bucket: Remote, net: Proxy, tmp_path: Path) -> None:
-    said = command(net, tmp_path / "cache", "train", "-e", "tiny_front3d_2d", *settings(store, bucket), "train.num_gpus=2")
+def test_the_first_of_two_processes_sends(
+    command_line: CommandLine, store: Path, bucket: Remote, net: Proxy, tmp_path: Path
+) -> None:
+    said = command(
+        command_line, net, tmp_path / "cache", "train", "-e", "tiny_front3d_2d", *settings(store, bucket), "train.num_gpus=2"
+    )
     assert f"{bucket}/train/model_epoch" in said
     assert sums_of(bucket / "train") == sums_of(mirror(tmp_path / "cache"))
     written = [path for method, path in net.requests if method == "PUT"]

@@ -1,13 +1,7 @@
 """What the fault suites share: running the command line, breaking it off, and telling what it left."""
 
 import hashlib
-import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,55 +10,22 @@ import pytest
 from scenemill.schemas.errors import NotPublished
 from scenemill.transforms.store import open_store
 from scenemill.transforms.verify import verify_store
+from tests.forked import CommandLine, Done, Server
 
-FORKS: Final = Path(__file__).with_name("forks.py")
 LOCK: Final = ".scenemill.lock"
 
 
-@dataclass(frozen=True)
-class Done:
-    """A command that has ended: its exit code, below zero for a signal, and what it said."""
-
-    code: int
-    said: str
-
-
-class Mill:
-    """The command line, in processes forked from one that has its imports behind it, and a look at what it leaves."""
-
-    def __init__(self, server: "subprocess.Popen[str]", logs: Path) -> None:
-        self._server = server
-        self._logs = logs
-        self._log_of: dict[int, Path] = {}
-        self._started = 0
-
-    def _ask(self, request: Mapping[str, object]) -> int:
-        assert self._server.stdin is not None and self._server.stdout is not None
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return int(self._server.stdout.readline())
+class Mill(CommandLine):
+    """A command line whose commands are broken off, and a look at what they leave."""
 
     def start(self, *args: object, kill_at: str = "") -> int:
         """Start a command; it kills itself at a step of ``STEPS`` if one is named. Returns its process id."""
-        return self._fork({"args": [str(arg) for arg in args]}, kill_at)
-
-    def _fork(self, asked: Mapping[str, object], kill_at: str) -> int:
-        self._started += 1
-        log = self._logs / f"{self._started}.txt"
-        log.touch()  # a process may be killed before it opens it
-        pid = self._ask({**asked, "env": {"SCENEMILL_KILL_AT": kill_at}, "log": str(log)})
-        self._log_of[pid] = log
-        return pid
-
-    def load(self, *modules: str) -> None:
-        """Have modules imported once, before the commands that need them are forked."""
-        for module in modules:
-            self._ask({"load": module})
+        return self.begin(*args, environment={"SCENEMILL_KILL_AT": kill_at})
 
     def start_deed(self, deed: str, kill_at: str = "", **given: object) -> int:
         """Start a function of ``deeds.py``; what it is given are plain values. Returns its process id."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-        return self._fork({"deed": deed, "given": plain}, kill_at)
+        return self.fork({"deed": deed, "given": plain}, {"SCENEMILL_KILL_AT": kill_at})
 
     def do(self, deed: str, kill_at: str = "", **given: object) -> Done:
         """Do a deed, and wait for the end of it."""
@@ -73,11 +34,6 @@ class Mill:
     def start_ingest(self, world: Path, store: Path, *options: object, kill_at: str = "") -> int:
         """Start to ingest a made-up folder, two samples to a part."""
         return self.start(*self.ingest_args(world, store, *options), kill_at=kill_at)
-
-    def wait(self, pid: int) -> Done:
-        """Wait for a command to end."""
-        code = self._ask({"wait": pid})
-        return Done(code, self._log_of.pop(pid).read_text(errors="replace"))
 
     def run(self, *args: object, kill_at: str = "") -> Done:
         """Start a command and wait for its end."""
@@ -117,17 +73,8 @@ class Mill:
 
 
 @pytest.fixture(scope="session")
-def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
-    logs = tmp_path_factory.mktemp("logs")
-    environment = os.environ | {"GX_ANALYTICS_ENABLED": "false", "OMP_NUM_THREADS": "1"}
-    with (
-        (logs / "forks.txt").open("w") as said,
-        subprocess.Popen(
-            [sys.executable, str(FORKS)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
-        ) as server,
-    ):
-        yield Mill(server, logs)
-        server.kill()
+def mill(server: Server) -> Mill:
+    return Mill(server)
 
 
 @pytest.fixture(scope="session")

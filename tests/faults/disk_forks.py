@@ -1,5 +1,5 @@
-"""As ``forks.py``, for the tests of failing storage, which load ``disk.c`` before it: an ingest that does not judge the table as a whole
-(which costs most of a small one, and no published byte depends on it), and the other writers of the house.
+"""As ``tests/forks.py``, for the tests of failing storage, which load ``disk.c`` before it: an ingest that does not judge the table
+as a whole (which costs most of a small one, and no published byte depends on it), and the other writers of the house.
 
     ["ingest", ...]                  the command line
     ["metrics", FOLDER, RUN]         a run of one score, into metric tables
@@ -7,16 +7,13 @@
     ["prediction", FOLDER, SEED]     a prediction for one image
 """
 
-import importlib
-import json
 import os
 import resource
 import sys
-import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +25,7 @@ from scenemill.pipelines.reports import human
 from scenemill.pipelines.tables import append_run
 from scenemill.schemas.tables import SCORES
 from scenemill.validators.suites import Expected
+from tests.forks import serve
 
 assert human is not None  # imported so that children need not
 
@@ -79,45 +77,17 @@ def limit_memory(room_mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def run(args: list[str], env: dict[str, str], log: str) -> NoReturn:
-    """Do one thing: own session, own log, no way back."""
-    os.setsid()
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(handle, stream)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.environ.update(env)
+def do(args: list[str]) -> None:
     vars(ingest)["expect"] = no_judgement
     if room := os.environ.get("MEMORY_ROOM_MIB"):
         limit_memory(int(room))
     sys.argv = ["scenemill", *args]
     others: dict[str, Callable[..., None]] = {"metrics": add_metrics, "checkpoint": add_checkpoint, "prediction": add_prediction}
-    code: Any = 1
-    try:
-        if args[0] in others:
-            others[args[0]](*args[1:])
-        else:
-            main()
-        code = 0
-    except SystemExit as leave:
-        code = leave.code
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
-
-
-def serve() -> None:
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "wait" in request:
-            print(os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1]), flush=True)
-        else:
-            print(os.fork() or run(**request), flush=True)
+    if args[0] in others:
+        others[args[0]](*args[1:])
+    else:
+        main()
 
 
 if __name__ == "__main__":
-    for module in sys.argv[1:]:
-        importlib.import_module(module)  # so that children need not
-    serve()
+    serve(do)

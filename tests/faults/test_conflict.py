@@ -22,7 +22,8 @@ from scenemill.transforms.parts import PartPlan, PartWriter, Planned
 from scenemill.transforms.sources import list_samples, open_source
 
 if TYPE_CHECKING:
-    from tests.faults.conftest import Done, Mill
+    from tests.faults.conftest import Mill
+    from tests.forked import Done
 
 YOUR_INPUT: Final = 2
 
@@ -35,7 +36,7 @@ def wait_for(path: Path) -> None:
 
 def error_of(done: "Done") -> str:
     """Name of the error that a command ended with."""
-    name: str = json.loads(done.said.strip().splitlines()[-1])["error"]
+    name: str = json.loads(done.out.strip().splitlines()[-1])["error"]
     return name
 
 

@@ -43,7 +43,7 @@ def results_of(folder: Path, job: Job) -> Path:
 def service(mill: "Mill", tmp_path: Path) -> Path:
     """The folder of a service that has not begun."""
     modules = ("desk", "worker", "roots", "specs", "store")
-    mill.load("deeds", *(f"scenemill.pipelines.jobs_{module}" for module in modules))
+    mill.load("tests.faults.deeds", *(f"scenemill.pipelines.jobs.{module}" for module in modules))
     (tmp_path / "root").mkdir()
     return tmp_path
 

@@ -56,7 +56,7 @@ def values_told(root: Path) -> list[int | None]:
 
 @pytest.mark.parametrize("kill_at", [pytest.param(step, marks=() if step in SHORT else pytest.mark.full) for step in KILLS])
 def test_predictions_are_of_the_old_model_or_the_new_or_not_there(kill_at: str, mill: "Mill", tmp_path: Path) -> None:
-    mill.load("deeds", "scenemill.pipelines.predictions")
+    mill.load("tests.faults.deeds", "scenemill.pipelines.predictions")
     whole, root = tmp_path / "whole", tmp_path / "told"
     assert mill.do("predict", root=whole, value=2, keys=KEYS).code == 0
     assert mill.do("predict", root=root, value=1, keys=KEYS).code == 0
@@ -69,7 +69,7 @@ def test_predictions_are_of_the_old_model_or_the_new_or_not_there(kill_at: str, 
 
 
 def test_a_first_prediction_that_is_not_whole_has_no_table(mill: "Mill", tmp_path: Path) -> None:
-    mill.load("deeds", "scenemill.pipelines.predictions")
+    mill.load("tests.faults.deeds", "scenemill.pipelines.predictions")
     for number in range(1, FILES):
         assert mill.do("predict", f"file placed:{number}", root=tmp_path, value=1, keys=KEYS).code == -signal.SIGKILL
         assert values_told(tmp_path) == [None, None]
@@ -96,7 +96,7 @@ def scenes_of(folder: Path) -> dict[tuple[str, float], tuple[bytes, ...]]:
 @pytest.fixture(scope="module")
 def drawn(mill: "Mill", tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A log after each of its iterations, never broken off."""
-    mill.load("deeds", "scenemill.trainers.timelapse", "pxr.Usd")
+    mill.load("tests.faults.deeds", "scenemill.trainers.timelapse", "pxr.Usd")
     folder = tmp_path_factory.mktemp("drawn")
     logs = [folder / str(number) for number in range(len(ITERATIONS))]
     for number, log in enumerate(logs):

@@ -31,7 +31,7 @@ def alerts(path: Path) -> int:
 
 @pytest.mark.parametrize("kill_at", [pytest.param(step, marks=() if step in SHORT else pytest.mark.full) for step in KILLS])
 def test_a_killed_scheduler_loses_no_run_and_does_none_twice(kill_at: str, mill: "Mill", tmp_path: Path) -> None:
-    mill.load("deeds", "scenemill.pipelines.schedule.scheduler", "apscheduler.triggers.cron")
+    mill.load("tests.faults.deeds", "scenemill.pipelines.schedule.scheduler", "apscheduler.triggers.cron")
     killed = mill.do("schedule", kill_at, folder=tmp_path, hours=HOURS)
     assert killed.code == -signal.SIGKILL, killed.said
     for _ in range(2):

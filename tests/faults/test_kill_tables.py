@@ -54,7 +54,7 @@ def sorted_rows(folder: Path, name: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole(mill: "Mill", tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tables of one run and of two, never broken off."""
-    mill.load("deeds", "scenemill.pipelines.tables")
+    mill.load("tests.faults.deeds", "scenemill.pipelines.tables")
     folder = tmp_path_factory.mktemp("tables")
     assert mill.do("append", folder=folder / "one", run="first").code == 0
     shutil.copytree(folder / "one", folder / "two")

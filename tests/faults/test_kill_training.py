@@ -46,7 +46,7 @@ SEEDS: Final = [(0, 2), *(pytest.param(seed, 3, marks=pytest.mark.full) for seed
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("kill_at", SAVES)
 def test_the_checkpoint_of_before_stands_until_the_next_is_whole(kill_at: str, key: str, mill: "Mill", tmp_path: Path) -> None:
-    mill.load("deeds", "scenemill.trainers.checkpoint")
+    mill.load("tests.faults.deeds", "scenemill.trainers.checkpoint")
     assert mill.do("save", folder=tmp_path, step=1, key=key).code == 0
     killed = mill.do("save", kill_at, folder=tmp_path, step=2, key=key)
     assert killed.code == -signal.SIGKILL, killed.said

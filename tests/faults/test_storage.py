@@ -21,9 +21,10 @@ from scenemill.schemas.errors import ConfigError, Corrupt, NotPublished, SourceE
 from scenemill.trainers.checkpoint import find_resume, load_checkpoint
 from scenemill.transforms.store import open_store
 from scenemill.transforms.verify import verify_store
-from tests.faults.conftest import Done, Mill
+from tests.faults.conftest import Mill
 from tests.faults.disk import CHANGES, Call, compile_disk, losses, read_journal
 from tests.faults.quick import QuickMill, error_of, quick_mill
+from tests.forked import Done
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("gcc") is None, reason="the failing disk is Linux's, and compiled by gcc"
