@@ -1,7 +1,6 @@
 """Submitting to Dataflow, against a stand-in on loopback that runs the very graph it was sent. The real service was never asked."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("google.cloud.dataflow", reason="the extra gcp is not installed")
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from dataflow_stand_in import Service, dataflow, graph_of
-from gcs_double import gcs_service
-from object_services import use
-from store_sums import sums_of
 
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.runners.dataflow import run_on_dataflow
@@ -28,6 +21,10 @@ from scenemill.transforms.objects import place_of
 from scenemill.transforms.store import open_store
 from scenemill.transforms.verify import verify_store
 from tests.forked import CommandLine
+from tests.unit.dataflow_stand_in import Service, dataflow, graph_of
+from tests.unit.gcs_double import gcs_service
+from tests.unit.object_services import use
+from tests.unit.store_sums import sums_of
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +15,7 @@ import pytest
 pytest.importorskip("obstore", reason="obstore is not installed: pip install 'scenemill[cloud]'")
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 import torch
-from gcs_double import gcs_service
-from object_services import SECRET, Fault, Proxy, environment, make_bucket, s3_service, use, used_by_proxy
 from typer.testing import CliRunner
 
 from scenemill.pipelines.cli import app
@@ -40,6 +36,8 @@ from scenemill.transforms.store import open_store
 from scenemill.transforms.verify import verify_store
 from scenemill.transforms.versions import clean
 from tests.forked import CommandLine
+from tests.unit.gcs_double import gcs_service
+from tests.unit.object_services import SECRET, Fault, Proxy, environment, make_bucket, s3_service, use, used_by_proxy
 
 PART = 2
 

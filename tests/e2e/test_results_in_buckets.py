@@ -2,7 +2,6 @@
 
 import hashlib
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +12,6 @@ import pytest
 pytest.importorskip("obstore", reason="obstore is not installed: pip install 'scenemill[cloud]'")
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from object_services import SECRET, Fault, Proxy, both_services, environment, used_by_proxy
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 from typer.testing import CliRunner
 
@@ -35,6 +32,7 @@ from scenemill.schemas.fit import FitConfig
 from scenemill.schemas.places import Place, Remote
 from scenemill.transforms.objects import place_of
 from tests.forked import CommandLine
+from tests.unit.object_services import SECRET, Fault, Proxy, both_services, environment, used_by_proxy
 
 pytestmark = pytest.mark.full  # short forms of all but the loop itself are in tests/unit/test_mirrored.py
 

@@ -15,9 +15,6 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from store_sums import sums_of
-
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.runners.options import RunnerConfig
 from scenemill.schemas.config import IngestConfig
@@ -25,6 +22,7 @@ from scenemill.schemas.errors import ConfigError, TransientError
 from scenemill.transforms.store import open_store
 from scenemill.transforms.verify import verify_store
 from scenemill.transforms.worlds import write_world
+from tests.unit.store_sums import sums_of
 
 VIEWS = 12
 

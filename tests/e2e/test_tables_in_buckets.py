@@ -1,7 +1,6 @@
 """Metric tables in a bucket: the rows of a disk, once each, whoever writes beside and whatever fails; and no secret in any message."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +12,6 @@ import pytest
 pytest.importorskip("obstore", reason="obstore is not installed: pip install 'scenemill[cloud]'")
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from object_services import SECRET, Fault, Proxy, both_services, used_by_proxy
-from test_tables_delta import rows_of
 from typer.testing import CliRunner
 
 from scenemill.pipelines import tables
@@ -26,6 +22,8 @@ from scenemill.schemas.errors import ConfigError, NotPublished, TransientError
 from scenemill.schemas.places import Place
 from scenemill.transforms import object_clients
 from scenemill.transforms.objects import place_of
+from tests.unit.object_services import SECRET, Fault, Proxy, both_services, used_by_proxy
+from tests.unit.test_tables_delta import rows_of
 
 NAMES = "SELECT DISTINCT run FROM scores WHERE run NOT LIKE 'published/%' ORDER BY run"
 

@@ -13,15 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from view_tab import Tab
-from view_worlds import write_samples
-
 from scenemill import Timelapse, open_store
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.viewer.server import ViewConfig, Viewer, serve
 from scenemill.schemas.config import IngestConfig
 from scenemill.trainers.usd import PBRMaterial
+from tests.unit.view_tab import Tab
+from tests.unit.view_worlds import write_samples
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [

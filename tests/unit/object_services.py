@@ -53,7 +53,7 @@ def s3_service() -> Iterator[str]:
 @contextmanager
 def both_services(bucket: str) -> Iterator[dict[str, str]]:
     """S3 and Google Cloud Storage, each with an empty bucket; scheme -> URL."""
-    from gcs_double import gcs_service
+    from tests.unit.gcs_double import gcs_service
 
     with s3_service() as s3, gcs_service(bucket) as gs:
         make_bucket(s3, bucket)

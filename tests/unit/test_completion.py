@@ -1,7 +1,5 @@
 """The network of stage 2: released names and counts, and the whole of it against a naive one over dictionaries of voxels."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,7 @@ from scenemill.trainers.nvpanoptix3d.completion import Completion, CompletionOut
 from scenemill.trainers.nvpanoptix3d.projector import Projector
 from scenemill.trainers.nvpanoptix3d.sparse import SparseTensor, sparse_tensor
 from scenemill.trainers.nvpanoptix3d.stage1 import Stage1
-
-sys.path.insert(0, str(Path(__file__).parent))
-from naive_completion import Rows, complete
+from tests.unit.naive_completion import Rows, complete
 
 GRID = 64
 QUERIES, HIDDEN, CONVS = 3, 6, 2

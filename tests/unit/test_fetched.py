@@ -1,6 +1,5 @@
 """Checkpoints that a URI names: fetched once, again where they changed, and refused in words where there are none."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +8,6 @@ import pytest
 pytest.importorskip("obstore", reason="obstore is not installed: pip install 'scenemill[cloud]'")
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
-sys.path.insert(0, str(Path(__file__).parent))
-from object_services import SECRET, Proxy, make_bucket, s3_service, used_by_proxy
-
 from scenemill.pipelines.experiments.fetched import with_fetched
 from scenemill.pipelines.experiments.specs import read_spec, spec_text
 from scenemill.pipelines.experiments.training import begun
@@ -19,6 +15,7 @@ from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.places import Remote
 from scenemill.transforms.objects import place_of
+from tests.unit.object_services import SECRET, Proxy, make_bucket, s3_service, used_by_proxy
 
 
 @pytest.fixture(scope="module")

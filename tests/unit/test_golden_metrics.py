@@ -1,7 +1,6 @@
 """The golden numbers of the published metrics, on the real views: 29 cases in 3D to 1e-9, 18 in 2D to 1e-7 percent."""
 
 import json
-import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -10,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from recipes import Volume, cook_image, cook_volume
-
 from scenemill.trainers.metrics import STUFF, THINGS, Tally, panoptic_reconstruction_quality
 from scenemill.trainers.panoptic import panoptic_quality, pq_averages, relative_depth_error
 from scenemill.trainers.segments import segments_from_labels, segments_from_panoptic
 from scenemill.transforms.geometry import front3d_frustum
 from scenemill.transforms.sources import Listed, open_source, read_sample
+from tests.unit.recipes import Volume, cook_image, cook_volume
 
 pytestmark = pytest.mark.real
 

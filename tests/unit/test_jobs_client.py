@@ -4,16 +4,12 @@ import http.server
 import json
 import os
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
-
-sys.path.insert(0, str(Path(__file__).parent))
-from job_processes import living
 
 from scenemill.pipelines.cli import app
 from scenemill.pipelines.jobs.client import JobClient
@@ -23,6 +19,7 @@ from scenemill.pipelines.jobs.store import JobStore
 from scenemill.pipelines.jobs.token import TOKEN_FILE, TOKEN_VARIABLE, read_token
 from scenemill.schemas.errors import ConfigError, Conflict, TransientError
 from scenemill.schemas.jobs import KINDS
+from tests.unit.job_processes import living
 
 
 @pytest.fixture(scope="module")

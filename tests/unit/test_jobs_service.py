@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import stat
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,9 +19,6 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-sys.path.insert(0, str(Path(__file__).parent))
-from job_processes import living
-
 from scenemill.pipelines.jobs import store as jobs_store
 from scenemill.pipelines.jobs.answers import KindName, State
 from scenemill.pipelines.jobs.guard import BODY_BYTE, JobAccess, JobGuard
@@ -32,6 +28,7 @@ from scenemill.pipelines.jobs.store import JobStore
 from scenemill.pipelines.jobs.token import TOKEN_FILE, TOKEN_VARIABLE
 from scenemill.schemas.errors import ConfigError, Conflict
 from scenemill.schemas.jobs import KINDS, QUEUED, STATES
+from tests.unit.job_processes import living
 
 SECRET = "open-sesame-9000"
 

@@ -14,21 +14,19 @@ import pytest
 pytest.importorskip("obstore", reason="obstore is not installed: pip install 'scenemill[cloud]'")
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
-sys.path.insert(0, str(Path(__file__).parent))
-from object_services import SECRET, Fault, Proxy, both_services, environment, used_by_proxy
-
 from scenemill.pipelines.mirrored import OWNER, Results, results_at
 from scenemill.schemas.errors import ConfigError, Conflict, TransientError
 from scenemill.schemas.places import Remote
 from scenemill.schemas.steps import STEPS
 from scenemill.transforms import object_clients, objects
 from scenemill.transforms.objects import place_of
+from tests.unit.object_services import SECRET, Fault, Proxy, both_services, environment, used_by_proxy
 
 WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from test_mirrored import go_on
+from tests.unit.test_mirrored import go_on
 from scenemill.pipelines.mirrored import results_at
 from scenemill.transforms.objects import place_of
 with results_at(place_of(sys.argv[1]), Path(sys.argv[2])) as results:
@@ -276,7 +274,7 @@ KILLS = [
 @pytest.mark.parametrize("kill_at", KILLS)
 def test_a_run_killed_anywhere_is_gone_on_with(kill_at: str, elsewhere: bool, place: Remote, net: Proxy, tmp_path: Path) -> None:
     variables = {**os.environ, **environment(net.url), "SCENEMILL_KILL_AT": kill_at}
-    command = [sys.executable, "-c", WRITER, str(place), str(tmp_path / "one"), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", WRITER, str(place), str(tmp_path / "one"), str(Path(__file__).parents[2])]
     assert subprocess.run(command, env=variables, check=False, timeout=120).returncode == -signal.SIGKILL
     with results_at(place, tmp_path / ("two" if elsewhere else "one")) as results:
         go_on(results)

@@ -4,7 +4,6 @@ import hashlib
 import multiprocessing
 import os
 import pickle
-import sys
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +19,6 @@ from hypothesis import strategies as st
 pytest.importorskip("obstore", reason="obstore is not installed: pip install 'scenemill[cloud]'")
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
 
-sys.path.insert(0, str(Path(__file__).parent))
-from object_services import SECRET, Fault, Proxy, both_services, proxy, use, used_by_proxy
-
 from scenemill.schemas.errors import ConfigError, Conflict, TransientError
 from scenemill.schemas.places import Remote
 from scenemill.transforms import object_clients
@@ -31,6 +27,7 @@ from scenemill.transforms.objects import ObjectPath, ObjectRanges, place_of
 from scenemill.transforms.parts import PartPlan
 from scenemill.transforms.publish import lengthen
 from scenemill.transforms.ranges import RemoteRanges
+from tests.unit.object_services import SECRET, Fault, Proxy, both_services, proxy, use, used_by_proxy
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Operators and losses of meshes against loops over vertices, edges and faces."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +23,7 @@ from scenemill.trainers.render import (
     uniform_laplacian,
     uniform_laplacian_smoothing,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-from naive_render import sphere
+from tests.unit.naive_render import sphere
 
 VERTICES = 9
 face_lists = st.lists(st.lists(st.integers(0, VERTICES - 1), min_size=3, max_size=3, unique=True), min_size=1, max_size=8)

@@ -1,8 +1,5 @@
 """Pairs of faces and pixels: all that a loop over faces and pixels finds, in order, and never more at a time than allowed."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,9 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenemill.trainers.render.pairs import PAIR_BYTES, Raster, face_boxes, face_pixel_pairs, wanted_pixels
-
-sys.path.insert(0, str(Path(__file__).parent))
-from naive_render import centre_of, soup
+from tests.unit.naive_render import centre_of, soup
 
 
 @settings(deadline=None, max_examples=40)

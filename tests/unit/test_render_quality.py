@@ -1,8 +1,6 @@
 """How near images and surfaces are: PSNR and SSIM against scikit-image, sampled points and Chamfer distance by known surfaces."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +9,7 @@ from torch import Tensor
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.render import chamfer_distance, psnr, sample_surface, ssim
-
-sys.path.insert(0, str(Path(__file__).parent))
-from naive_render import sphere
+from tests.unit.naive_render import sphere
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

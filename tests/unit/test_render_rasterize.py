@@ -1,6 +1,5 @@
 """Rasterisation against a renderer that solves for the weights one pixel at a time, against rays in space, and by its gradients."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from torch import Tensor
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.render import rasterize
-
-sys.path.insert(0, str(Path(__file__).parent))
-from naive_render import Faces, draw, read_obj, seen, soup, sphere, weights_at
+from tests.unit.naive_render import Faces, draw, read_obj, seen, soup, sphere, weights_at
 
 CAMERAS = [(0.3, 0.4, 3.0), (2.0, 1.5, -2.0), (3.0, 0.2, 0.4)]
 

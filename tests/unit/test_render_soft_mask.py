@@ -1,7 +1,6 @@
 """The soft mask and the combined renderer: against one pixel at a time, by gradients, and against Kaolin's stored tensors."""
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.render import dibr_rasterization, dibr_soft_mask, mask_iou, rasterize
 from scenemill.trainers.render.pairs import Raster, wanted_pixels
 from scenemill.trainers.render.soft_mask import Settings, near_faces
-
-sys.path.insert(0, str(Path(__file__).parent))
-from naive_render import Faces, read_obj, seen, soft_mask, soup, sphere
+from tests.unit.naive_render import Faces, read_obj, seen, soft_mask, soup, sphere
 
 GOLDEN = [("simple", 7000, 0.2), ("simple", 70, 0.02), ("sphere", 7000, 0.02), ("sphere", 70, 0.01)]
 CAMERAS = [(0.3, 0.4, 4.0), (2.0, 1.5, -3.0)]

@@ -16,9 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-from store_sums import sums_of
-
 import scenemill
 from scenemill.pipelines.ingest import ingest
 from scenemill.pipelines.runners.groups import run_groups
@@ -29,6 +26,7 @@ from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, Conflict, Corrupt, SourceError, TransientError
 from scenemill.schemas.tables import RUNS
 from scenemill.transforms.rows import read_rows, write_rows
+from tests.unit.store_sums import sums_of
 
 VALID = {
     "local": RunnerConfig(),

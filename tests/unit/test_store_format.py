@@ -16,9 +16,7 @@ from scenemill import Store, open_store
 from scenemill.pipelines.ingest import ingest
 from scenemill.schemas.config import IngestConfig
 from scenemill.validators.suites import Expected
-
-sys.path.insert(0, str(Path(__file__).parent))
-from stranger import NotWhole, Stranger, name_of
+from tests.unit.stranger import NotWhole, Stranger, name_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "stores"

@@ -17,13 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pxr import Sdf, Usd, UsdGeom, UsdShade
 
-sys.path.insert(0, str(Path(__file__).parent))
-from usd_checks import errors_in_file, opened, place_of, times, value
-
 import scenemill
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.trainers import usd
 from scenemill.trainers.timelapse import BatchError, Timelapse, TimelapseParser
+from tests.unit.usd_checks import errors_in_file, opened, place_of, times, value
 
 
 def drawn(seed: int, *size: int) -> torch.Tensor:

@@ -33,9 +33,17 @@ from scenemill.trainers.nvpanoptix3d.stage2 import ImageFeatures, Stage2, Stage2
 from scenemill.trainers.predict import prepare_image, rules_of, stack_images
 from scenemill.trainers.serving import Completer, scene_inputs, scene_outputs
 from scenemill.transforms.geometry import FRONT3D_INTRINSICS
-
-sys.path.insert(0, str(Path(__file__).parent))
-from triton_stand_in import Request, Response, Server, Tensor, TritonError, forms_of, make_library, make_response, read_config
+from tests.unit.triton_stand_in import (
+    Request,
+    Response,
+    Server,
+    Tensor,
+    TritonError,
+    forms_of,
+    make_library,
+    make_response,
+    read_config,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = ROOT / "pipelines" / "experiments" / "shipped" / "tiny_front3d_3d.yaml"

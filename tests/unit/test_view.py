@@ -15,13 +15,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parent))
-from view_client import ask
-
 from scenemill import Timelapse
 from scenemill.pipelines.cli import app
 from scenemill.pipelines.viewer.server import ViewConfig, Viewer, serve
 from scenemill.schemas.errors import ConfigError
+from tests.unit.view_client import ask
 
 
 @pytest.fixture

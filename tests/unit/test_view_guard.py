@@ -1,17 +1,14 @@
 """Who may ask the viewer: readers alone, under its own names, and with the token where there is one."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from view_client import Answer, ask
-
 from scenemill import Timelapse
 from scenemill.pipelines.viewer.server import ViewConfig, Viewer, serve
+from tests.unit.view_client import Answer, ask
 
 TOKEN = "abcDEF123456"
 

@@ -15,26 +15,25 @@ import psutil
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import view_tasks as tasks
-from view_client import ask
-
 from scenemill import Timelapse
 from scenemill.pipelines.viewer.reading import UsdReader
 from scenemill.pipelines.viewer.server import serve
 from scenemill.schemas.errors import ConfigError, SourceError
 from scenemill.trainers.usd import PBRMaterial
+from tests.unit import view_tasks as tasks
+from tests.unit.view_client import ask
 
 QUADS = np.array([[0, 1, 2, 3], [1, 4, 5, 2]])
 PLACES = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [2, 0, 0], [2, 1, 0]], np.float32)
-TASKS = ("view_tasks",)
+ROOT = str(Path(__file__).parents[2])
+TASKS = ("tests.unit.view_tasks",)
 FULL = os.environ.get("SCENEMILL_FULL") == "1"
 
 
 @pytest.fixture(scope="module")
 def tasks_are_found() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", ROOT)
         yield
 
 
@@ -169,7 +168,7 @@ def test_a_script_that_serves_is_not_run_again_and_takes_its_reader_along_when_i
             print("begun", flush=True)
             from scenemill.pipelines.viewer.server import serve
             from scenemill.pipelines.viewer.reading import READER
-            from view_tasks import process
+            from tests.unit.view_tasks import process
             from pathlib import Path
             viewer = serve(sys.argv[1])
             scene = f"{viewer.url}api/scene?root=log&item=pointcloud/p/0"
@@ -177,7 +176,7 @@ def test_a_script_that_serves_is_not_run_again_and_takes_its_reader_along_when_i
             viewer.close()
         """)
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": ROOT}
     command = [sys.executable, str(script), str(tmp_path / "log")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, cwd=tmp_path, env=environment)
     begun, told = done.stdout.splitlines()

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))
-from view_worlds import told_of, write_samples
 
 from scenemill import Store, open_store
 from scenemill.pipelines.ingest import ingest
@@ -27,6 +23,7 @@ from scenemill.pipelines.viewer.tables import TablesRoot
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import ConfigError, NotPublished, SourceError
 from scenemill.transforms.layout import ROOT
+from tests.unit.view_worlds import told_of, write_samples
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,10 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from view_client import ask
-from view_worlds import write_samples
-
 from scenemill import Timelapse, open_store
 from scenemill.pipelines.viewer.answers import HELD_BYTE
 from scenemill.pipelines.viewer.cut import FULL, USUAL
@@ -26,6 +21,8 @@ from scenemill.pipelines.viewer.legend import MOST_ENTRIES
 from scenemill.pipelines.viewer.log import LIMIT_BYTE
 from scenemill.pipelines.viewer.materials import SIDE_PIXEL
 from scenemill.pipelines.viewer.server import Viewer, serve
+from tests.unit.view_client import ask
+from tests.unit.view_worlds import write_samples
 
 PAGE = Path(__file__).parents[2] / "pipelines" / "viewer" / "page"
 POINTS = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
