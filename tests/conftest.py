@@ -44,6 +44,15 @@ def command_line(server: Server) -> CommandLine:
 
 
 @pytest.fixture(scope="session")
+def services() -> Iterator[dict[str, str]]:
+    """Object stores of both kinds, each with a bucket "mill" that all tests share; scheme -> URL."""
+    from tests.unit.object_services import both_services  # needs what not every machine has
+
+    with both_services("mill") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real views, named by SCENEMILL_REAL_DATA."""
     folder = Path(os.environ.get("SCENEMILL_REAL_DATA", ROOT.parent / "shared"))

@@ -37,21 +37,14 @@ from scenemill.transforms.verify import verify_store
 from scenemill.transforms.versions import clean
 from tests.forked import CommandLine
 from tests.unit.gcs_double import gcs_service
-from tests.unit.object_services import SECRET, Fault, Proxy, environment, make_bucket, s3_service, use, used_by_proxy
+from tests.unit.object_services import SECRET, Fault, Proxy, environment, use, used_by_proxy
 
 PART = 2
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[str]:
-    with s3_service() as url:
-        make_bucket(url, "mill")
-        yield url
-
-
 @pytest.fixture
-def net(service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
-    with used_by_proxy(monkeypatch, service) as between:
+def net(services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
+    with used_by_proxy(monkeypatch, services["s3"]) as between:
         yield between
 
 

@@ -32,7 +32,7 @@ from scenemill.schemas.fit import FitConfig
 from scenemill.schemas.places import Place, Remote
 from scenemill.transforms.objects import place_of
 from tests.forked import CommandLine
-from tests.unit.object_services import SECRET, Fault, Proxy, both_services, environment, used_by_proxy
+from tests.unit.object_services import SECRET, Fault, Proxy, environment, used_by_proxy
 
 pytestmark = pytest.mark.full  # short forms of all but the loop itself are in tests/unit/test_mirrored.py
 
@@ -46,12 +46,6 @@ SIZES: Final = (
     *("train.validation_interval=100", f"train.optim.max_steps={STEPS}", "train.checkpoint_interval=2"),
 )
 """A step of a tenth of a second."""
-
-
-@pytest.fixture(scope="module")
-def services() -> Iterator[dict[str, str]]:
-    with both_services("mill") as found:
-        yield found
 
 
 @pytest.fixture(params=["s3", "gs"])

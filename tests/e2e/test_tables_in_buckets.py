@@ -22,16 +22,10 @@ from scenemill.schemas.errors import ConfigError, NotPublished, TransientError
 from scenemill.schemas.places import Place
 from scenemill.transforms import object_clients
 from scenemill.transforms.objects import place_of
-from tests.unit.object_services import SECRET, Fault, Proxy, both_services, used_by_proxy
+from tests.unit.object_services import SECRET, Fault, Proxy, used_by_proxy
 from tests.unit.test_tables_delta import rows_of
 
 NAMES = "SELECT DISTINCT run FROM scores WHERE run NOT LIKE 'published/%' ORDER BY run"
-
-
-@pytest.fixture(scope="module")
-def services() -> Iterator[dict[str, str]]:
-    with both_services("mill") as found:
-        yield found
 
 
 @pytest.fixture(params=["s3", "gs"])

@@ -15,20 +15,13 @@ from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.experiment import ExperimentConfig
 from scenemill.schemas.places import Remote
 from scenemill.transforms.objects import place_of
-from tests.unit.object_services import SECRET, Proxy, make_bucket, s3_service, used_by_proxy
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[str]:
-    with s3_service() as url:
-        make_bucket(url, "mill")
-        yield url
+from tests.unit.object_services import SECRET, Proxy, used_by_proxy
 
 
 @pytest.fixture
-def net(service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
+def net(services: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
     monkeypatch.setenv("SCENEMILL_CACHE", str(tmp_path / "cache"))
-    with used_by_proxy(monkeypatch, service) as between:
+    with used_by_proxy(monkeypatch, services["s3"]) as between:
         yield between
 
 

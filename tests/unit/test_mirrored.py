@@ -20,7 +20,7 @@ from scenemill.schemas.places import Remote
 from scenemill.schemas.steps import STEPS
 from scenemill.transforms import object_clients, objects
 from scenemill.transforms.objects import place_of
-from tests.unit.object_services import SECRET, Fault, Proxy, both_services, environment, used_by_proxy
+from tests.unit.object_services import SECRET, Fault, Proxy, environment, used_by_proxy
 
 WRITER = """
 import sys
@@ -33,12 +33,6 @@ with results_at(place_of(sys.argv[1]), Path(sys.argv[2])) as results:
     go_on(results)
 """
 """A run in a process of its own."""
-
-
-@pytest.fixture(scope="module")
-def services() -> Iterator[dict[str, str]]:
-    with both_services("mill") as found:
-        yield found
 
 
 @pytest.fixture(params=["s3", pytest.param("gs", marks=pytest.mark.full)])

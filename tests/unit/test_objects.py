@@ -27,13 +27,7 @@ from scenemill.transforms.objects import ObjectPath, ObjectRanges, place_of
 from scenemill.transforms.parts import PartPlan
 from scenemill.transforms.publish import lengthen
 from scenemill.transforms.ranges import RemoteRanges
-from tests.unit.object_services import SECRET, Fault, Proxy, both_services, proxy, use, used_by_proxy
-
-
-@pytest.fixture(scope="module")
-def services() -> Iterator[dict[str, str]]:
-    with both_services("mill") as found:
-        yield found
+from tests.unit.object_services import SECRET, Fault, Proxy, proxy, use, used_by_proxy
 
 
 @pytest.fixture(params=["s3", "gs"])
