@@ -5,6 +5,7 @@ Each function gives one page's text when the site is built; nothing of it is kep
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
+from importlib import import_module
 from typing import Any, Final
 
 import pyarrow as pa
@@ -39,14 +40,26 @@ _MODULES: Final = (
     "schemas.config",
     "schemas.dataset",
     "schemas.errors",
+    "schemas.fit",
+    "schemas.places",
     "transforms.geometry",
     "transforms.images",
     "transforms.npz",
+    "transforms.sources",
     "transforms.store",
     "trainers.metrics",
     "trainers.order",
+    "trainers.render",
+    "trainers.render.object_views",
+    "trainers.render.templates",
+    "trainers.synthetic_views",
+    "trainers.usd",
     "pipelines.conformance",
+    "pipelines.schedule.airflow",
+    "pipelines.synth",
+    "pipelines.viewer.frames",
 )
+
 _ROW: Final = "| {} |"
 
 
@@ -150,12 +163,18 @@ def _public(name: str, held: Any) -> str:
     return f"{said}\n\n{_table(('setting', 'meaning'), rows)}" if rows else said
 
 
+def public_module_names() -> list[str]:
+    """Modules that code outside of the package may import from, beside ``scenemill`` itself."""
+    return [f"scenemill.{module}" for module in _MODULES]
+
+
 def public_modules() -> str:
     """Modules that code outside of the package may use."""
     parts = []
-    for module in _MODULES:
-        option = "\n   :members:\n   :no-index:"
-        parts.append(f"## `scenemill.{module}`\n\n" + _directives([f".. automodule:: scenemill.{module}{option}"]))
+    for module in public_module_names():
+        gathers = hasattr(import_module(module), "__path__")  # a package has its names from its modules
+        option = "\n   :members:\n   :no-index:" + ("\n   :imported-members:" if gathers else "")
+        parts.append(f"## `{module}`\n\n" + _directives([f".. automodule:: {module}{option}"]))
     return "\n\n".join(parts)
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from scenemill import IngestConfig, Timelapse, open_store
-from scenemill.pipelines.ingest import ingest
+from scenemill import IngestConfig, Timelapse, ingest, open_store
 from scenemill.pipelines.synth import synth_views
 from scenemill.trainers.render import (
     center_points,
@@ -30,7 +29,7 @@ from scenemill.trainers.render import (
 )
 from scenemill.trainers.render.object_views import ObjectViews
 from scenemill.trainers.render.templates import icosphere
-from scenemill.trainers.usd.materials import PBRMaterial
+from scenemill.trainers.usd import PBRMaterial
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--out", type=Path, default=Path("tutorial"))

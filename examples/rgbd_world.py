@@ -11,9 +11,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from scenemill import Sample
+from scenemill import Sample, write_world
 from scenemill.transforms.sources import list_samples, open_source, read_sample
-from scenemill.transforms.worlds import write_world
 
 NYU_OF_CLASS = np.array([0, 3, 4, 5, 6, 7, 14, 17, 35, 39, 1, 2, 22], np.uint16)
 

@@ -16,6 +16,17 @@ if (_root / "setup.cfg").is_file() and (_root / "pipelines" / "__init__.py").is_
 del _Path, _root
 
 if TYPE_CHECKING:
+    from scenemill.pipelines.conformance import broken_promises as broken_promises
+    from scenemill.pipelines.experiments.fitting import FitJob as FitJob
+    from scenemill.pipelines.experiments.fitting import run_fit as run_fit
+    from scenemill.pipelines.ingest import ingest as ingest
+    from scenemill.pipelines.jobs.client import JobClient as JobClient
+    from scenemill.pipelines.predictions import Prediction as Prediction
+    from scenemill.pipelines.predictions import write_prediction as write_prediction
+    from scenemill.pipelines.query import query as query
+    from scenemill.pipelines.score import ScoreConfig as ScoreConfig
+    from scenemill.pipelines.score import score as score
+    from scenemill.pipelines.viewer.server import serve as serve
     from scenemill.schemas.config import IngestConfig as IngestConfig
     from scenemill.schemas.dataset import AugmentationConfig as AugmentationConfig
     from scenemill.schemas.dataset import DatasetConfig as DatasetConfig
@@ -37,53 +48,78 @@ if TYPE_CHECKING:
     from scenemill.transforms.objects import place_of as place_of
     from scenemill.transforms.store import Store as Store
     from scenemill.transforms.store import open_store as open_store
+    from scenemill.transforms.worlds import write_world as write_world
 
 _HOMES = {
     "AugmentationConfig": "scenemill.schemas.dataset",
     "DatasetConfig": "scenemill.schemas.dataset",
     "Field": "scenemill.schemas.fields",
     "Finding": "scenemill.schemas.tables",
+    "FitJob": "scenemill.pipelines.experiments.fitting",
     "Form": "scenemill.schemas.forms",
     "IngestConfig": "scenemill.schemas.config",
+    "JobClient": "scenemill.pipelines.jobs.client",
     "Label": "scenemill.schemas.labels",
     "Listed": "scenemill.schemas.forms",
+    "Prediction": "scenemill.pipelines.predictions",
     "RawFile": "scenemill.schemas.forms",
     "Sample": "scenemill.schemas.sample",
     "SampleKey": "scenemill.schemas.sample",
     "SceneDataset": "scenemill.trainers.batches",
     "SceneLoader": "scenemill.trainers.batches",
     "SceneMillError": "scenemill.schemas.errors",
+    "ScoreConfig": "scenemill.pipelines.score",
     "SourceError": "scenemill.schemas.errors",
     "Store": "scenemill.transforms.store",
     "Timelapse": "scenemill.trainers.timelapse",
     "TimelapseParser": "scenemill.trainers.timelapse",
+    "broken_promises": "scenemill.pipelines.conformance",
     "fill": "scenemill.schemas.forms",
+    "ingest": "scenemill.pipelines.ingest",
     "open_store": "scenemill.transforms.store",
     "place_of": "scenemill.transforms.objects",
+    "query": "scenemill.pipelines.query",
+    "run_fit": "scenemill.pipelines.experiments.fitting",
+    "score": "scenemill.pipelines.score",
+    "serve": "scenemill.pipelines.viewer.server",
+    "write_prediction": "scenemill.pipelines.predictions",
+    "write_world": "scenemill.transforms.worlds",
 }
 __all__ = [
     "AugmentationConfig",
     "DatasetConfig",
     "Field",
     "Finding",
+    "FitJob",
     "Form",
     "IngestConfig",
+    "JobClient",
     "Label",
     "Listed",
+    "Prediction",
     "RawFile",
     "Sample",
     "SampleKey",
     "SceneDataset",
     "SceneLoader",
     "SceneMillError",
+    "ScoreConfig",
     "SourceError",
     "Store",
     "Timelapse",
     "TimelapseParser",
     "__version__",
+    "broken_promises",
     "fill",
+    "ingest",
     "open_store",
     "place_of",
+    "query",
+    "run_fit",
+    "score",
+    "serve",
+    "write_prediction",
+    "write_world",
 ]
 
 

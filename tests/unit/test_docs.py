@@ -1,6 +1,7 @@
 """What the documents say is true: links lead somewhere, commands and their options exist, Python runs or at least fits the package."""
 
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -39,9 +40,11 @@ def name_of(text: Path) -> str:
 
 
 def anchors(text: Path) -> set[str]:
-    """Names of a text's headings, as GitHub and MyST make them."""
-    headings = re.findall(r"^#+ (.*)$", text.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    """Names of a text's headings, as GitHub and MyST make them, and of those of a text that it shows."""
+    said = text.read_text()
+    shown = [anchors(ROOT / path) for path in re.findall(r"^```\{outside\} (\S+)$", said, re.MULTILINE)]
+    headings = re.findall(r"^#+ (.*)$", said, re.MULTILINE)
+    return set().union(*shown) | {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=name_of)
@@ -148,8 +151,13 @@ def test_the_first_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.fixture(scope="module")
-def pages() -> dict[str, Callable[[], str]]:
-    held: dict[str, Callable[[], str]] = runpy.run_path(str(DOCS / "generated.py"))["PAGES"]
+def generated() -> dict[str, Any]:
+    return runpy.run_path(str(DOCS / "generated.py"))
+
+
+@pytest.fixture(scope="module")
+def pages(generated: dict[str, Any]) -> dict[str, Callable[[], str]]:
+    held: dict[str, Callable[[], str]] = generated["PAGES"]
     return held
 
 
@@ -186,10 +194,36 @@ def test_a_page_names_a_text_that_code_gives(pages: dict[str, Callable[[], str]]
     assert named == set(pages)
 
 
-@pytest.mark.full
+def imported(code: str) -> Iterator[str]:
+    """Modules of ours that a piece of Python imports from."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def examples() -> Iterator[tuple[str, str]]:
+    """Every piece of Python that users are shown, by where it is."""
+    for text in TEXTS:
+        yield from ((name_of(text), block) for block in blocks(text))
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        yield path.name, path.read_text()
+    for path in sorted((ROOT / "examples").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        yield from ((path.name, "".join(cell["source"])) for cell in cells if cell["cell_type"] == "code")
+
+
+def test_users_are_shown_public_names_and_modules_alone(generated: dict[str, Any]) -> None:
+    public = {"scenemill", *generated["public_module_names"]()}
+    shown = [(place, module) for place, code in examples() for module in imported(code) if module.split(".")[0] == "scenemill"]
+    assert len(shown) > 20
+    assert [(place, module) for place, module in shown if module not in public] == []
+
+
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("sphinx")
-    command = [sys.executable, "-m", "sphinx", "-E", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]
+    command = [sys.executable, "-m", "sphinx", "-j", "2", "-E", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     assert all((tmp_path / f"{name}.html").is_file() for name in ("index", "tour", "concepts", "store-format", "reference/names"))

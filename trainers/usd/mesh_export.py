@@ -110,8 +110,8 @@ def export_mesh(
 
     Args:
         file_path: ``.usd`` or ``.usdc``, binary, or ``.usda``, text.
-        scene_path, vertices, faces, uvs, face_uvs_idx, face_normals, material_assignments, materials, local_to_world, time,
-            overwrite_textures, strict: as in ``add_mesh``.
+        scene_path, vertices, faces, uvs, face_uvs_idx, face_normals: as in ``add_mesh``.
+        material_assignments, materials, local_to_world, time, overwrite_textures, strict: as in ``add_mesh``.
         up_axis: "Y" or "Z".
         overwrite: replace a file that is there.
 
