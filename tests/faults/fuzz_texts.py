@@ -319,6 +319,17 @@ def make_tables(folder: Path) -> None:
     append_run(folder, "a", {"counts": table_of(COUNTS, [count]), "scores": table_of(SCORES, scores)})
 
 
+_SQL_WORDS: Final = (
+    "SELECT |FROM |scores|counts|depths|WHERE |read_csv(|read_text(|read_blob(|read_json(|read_parquet(|glob(|getvariable(|COPY |"
+    " TO |EXPORT DATABASE |IMPORT DATABASE |ATTACH |INSTALL |LOAD |SET |RESET |PRAGMA |CALL |CREATE |SECRET |MACRO |DELETE FROM |"
+    "INSERT INTO |UPDATE |DROP TABLE |ALTER |PREPARE a AS |EXECUTE a|VACUUM|CHECKPOINT|COMMIT|ROLLBACK|BEGIN|USE |; |--|/*|*/|$$|'|\"|"
+    "(|)|range(10)|generate_series(1, 3)|repeat('a', 10)|UNION ALL |WITH RECURSIVE |PIVOT |::|sqlite_scan(|parquet_metadata(|"
+    "duckdb_settings()|duckdb_secrets()|query(|query_table(|which_secret(|write_log(|json_execute_serialized_sql(|'/etc/passwd'|"
+    "EXPLAIN |LATERAL |LIMIT |ORDER BY |SIMILAR TO |CAST(|STRUCT_PACK(|list_transform("
+)
+"""What questions are made of, between bars."""
+
+
 def sql(folder: Path) -> FuzzTarget:
     """A question to the tables."""
     tables = folder / "tables"
@@ -355,97 +366,7 @@ def sql(folder: Path) -> FuzzTarget:
         f"SELECT content FROM read_text('{outside}')".encode(),
         f"SELECT * FROM glob('{folder}/*')".encode(),
     )
-    words = (
-        *(
-            b"SELECT ",
-            b"FROM ",
-            b"scores",
-            b"counts",
-            b"depths",
-            b"WHERE ",
-            b"read_csv(",
-            b"read_text(",
-            b"read_blob(",
-            b"read_json(",
-            b"read_parquet(",
-            b"glob(",
-            b"getvariable(",
-        ),
-        *(
-            b"COPY ",
-            b" TO ",
-            b"EXPORT DATABASE ",
-            b"IMPORT DATABASE ",
-            b"ATTACH ",
-            b"INSTALL ",
-            b"LOAD ",
-            b"SET ",
-            b"RESET ",
-            b"PRAGMA ",
-            b"CALL ",
-            b"CREATE ",
-            b"SECRET ",
-            b"MACRO ",
-        ),
-        *(
-            b"DELETE FROM ",
-            b"INSERT INTO ",
-            b"UPDATE ",
-            b"DROP TABLE ",
-            b"ALTER ",
-            b"PREPARE a AS ",
-            b"EXECUTE a",
-            b"VACUUM",
-            b"CHECKPOINT",
-            b"COMMIT",
-            b"ROLLBACK",
-            b"BEGIN",
-            b"USE ",
-        ),
-        *(
-            b"; ",
-            b"--",
-            b"/*",
-            b"*/",
-            b"$$",
-            b"'",
-            b'"',
-            b"(",
-            b")",
-            b"range(10)",
-            b"generate_series(1, 3)",
-            b"repeat('a', 10)",
-            b"UNION ALL ",
-            b"WITH RECURSIVE ",
-            b"PIVOT ",
-            b"::",
-        ),
-        *(
-            b"sqlite_scan(",
-            b"parquet_metadata(",
-            b"duckdb_settings()",
-            b"duckdb_secrets()",
-            b"query(",
-            b"query_table(",
-            b"which_secret(",
-            b"write_log(",
-            b"json_execute_serialized_sql(",
-        ),
-        *(
-            outside.encode(),
-            b"'/etc/passwd'",
-            b"\xc2\xa0",
-            b"\0",
-            b"EXPLAIN ",
-            b"LATERAL ",
-            b"LIMIT ",
-            b"ORDER BY ",
-            b"SIMILAR TO ",
-            b"CAST(",
-            b"STRUCT_PACK(",
-            b"list_transform(",
-        ),
-    )
+    words = tuple(word.encode() for word in (*_SQL_WORDS.split("|"), outside, "\u00a0", "\0"))
     return FuzzTarget("sql", seeds, read, (ConfigError,), words, 512, light=40)
 
 
