@@ -124,7 +124,7 @@ def ingest(
         config: of the run.
         on_progress: told how far it is.
         runner: where parts are built: local, dask or portable. All else is done here, publishing once and last.
-        built_by: the runner whose job built the parts, where this is the last step of such a job; see ``runner_graph``.
+        built_by: the runner whose job built the parts, where this is the last step of such a job; see ``runners/graph.py``.
         built: parts that this job built.
 
     Raises:

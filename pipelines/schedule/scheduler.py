@@ -3,7 +3,7 @@
 It may be killed at any moment. Its lock is the operating system's, and goes with it and with the conversions it has started; the next
 scheduler then queues the runs again that were under way. Stores are safe to write again: a conversion goes on where it was stopped.
 
-<state>/schedule.db       the runs; see ``schedule_runs``
+<state>/schedule.db       the runs; see ``runs.py``
 <state>/lock              held by the scheduler and its conversions
 <state>/logs/NAME/START   what the tries of a run printed
 """

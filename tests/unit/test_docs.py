@@ -189,6 +189,26 @@ def test_the_reference_has_every_table_and_every_public_name(pages: dict[str, Ca
     assert all(f"scenemill.{name}\n" in names + "\n" for name in scenemill.__all__ if not name.startswith("_"))
 
 
+def test_the_way_through_the_code_is_there() -> None:
+    text = (DOCS / "code.md").read_text()
+    steps = re.findall(r"`([\w/]+\.py):(\w+)`", text)
+    assert len(steps) > 15
+    for path, name in steps:
+        defined = {
+            node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
+        assert name in defined, f"{path}: no {name}"
+    for path in re.findall(r"`([\w/]+\.py)`", text):
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_folders_of_the_code_are_those_that_are_told() -> None:
+    told = re.findall(r"^\| (`[\w`, ]+) \|", (DOCS / "code.md").read_text(), re.MULTILINE)
+    names = {name for cell in told for name in re.findall(r"\w+", cell)}
+    folders = {path.parent.name for path in (ROOT / "pipelines").glob("*/__init__.py")}
+    assert {*folders, "schemas", "validators", "transforms", "trainers", "pipelines"} == names
+
+
 def test_a_page_names_a_text_that_code_gives(pages: dict[str, Callable[[], str]]) -> None:
     named = {name for text in TEXTS for name in re.findall(r"^```\{generated\} (\w+)$", text.read_text(), re.MULTILINE)}
     assert named == set(pages)
