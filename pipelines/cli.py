@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 import scenemill
 from scenemill.pipelines.commands import batches, experiments, export, ingest, jobs, numbers, schedule, store, synth, view
 from scenemill.pipelines.commands.fit import fit
+from scenemill.pipelines.starved import end_when_starved
 from scenemill.pipelines.terminal import fail, leave, want
 from scenemill.schemas.errors import ConfigError, Corrupt, SceneMillError, SourceError, StoreError, TooManyRejected
 from scenemill.schemas.places import NO_CREDENTIALS, has_credentials, on_disk
@@ -64,6 +65,7 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line; exit 0 done, 1 unexpected, 2 your input, 3 your data."""
     want(quiet=False, verbose=False)
+    end_when_starved(_tell_starved)
     try:
         _refuse_credentials()
         code = app(standalone_mode=False) or 0
@@ -102,6 +104,13 @@ def main() -> None:
         if any(said in str(error) for said in _NO_MEMORY):
             fail(_out_of_memory(error), 1)
         raise
+
+
+def _tell_starved() -> None:
+    try:
+        fail(_out_of_memory(MemoryError("for a thread")), 1)
+    finally:
+        sys.stdout.flush()
 
 
 def _out_of_memory(error: Exception) -> MemoryError:

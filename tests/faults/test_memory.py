@@ -17,7 +17,7 @@ from tests.faults.quick import QuickMill, error_of, quick_mill
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="address space is limited and told by Linux alone")
 
 ROOMS_MIB: Final = (16, 46, *(pytest.param(room, marks=pytest.mark.full) for room in (*range(18, 46, 2), *range(47, 120))))
-"""Below these Python itself may wait for ever for a thread that died before it said that it had begun."""
+"""In some of them a thread dies before it says that it has begun, for which Python itself would wait for ever."""
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,40 @@
+"""The end of a process in which a thread was begun that found no memory to begin with.
+
+Python's ``Thread.start`` waits until the new thread says that it runs, and for ever where that died of want of memory before it could
+(https://github.com/python/cpython/issues/140746, open as of 3.14). Whatever a command keeps may be killed at any moment and gone on
+from, so a process that waits like that is ended.
+"""
+
+import _thread
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+_LOOK_S: Final = 1.0
+_LOOKS: Final = 45
+"""Looks at which the same thread has not begun: looks, and not seconds, in which a process may have been stopped."""
+
+
+def end_when_starved(tell: Callable[[], None]) -> None:
+    """From now on, end this process with exit code 1 if a thread of it does not begin in time.
+
+    Args:
+        tell: says so first; it may raise whatever it likes.
+    """
+    _thread.start_new_thread(_look, (tell,))  # which waits for nothing
+
+
+def _look(tell: Callable[[], None]) -> None:
+    seen: Counter[threading.Thread] = Counter()
+    while max(seen.values(), default=0) < _LOOKS:
+        time.sleep(_LOOK_S)
+        with suppress(MemoryError):  # of this look
+            begun = [thread for thread in threading.enumerate() if not thread.is_alive()]
+            seen = Counter({thread: seen[thread] + 1 for thread in begun})
+    with suppress(BaseException):
+        tell()
+    os._exit(1)
