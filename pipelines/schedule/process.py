@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from scenemill.pipelines.schedule.runs import Result
+from scenemill.pipelines.starved import end_when_starved
 from scenemill.schemas.config import IngestConfig
 from scenemill.schemas.errors import SceneMillError
 from scenemill.schemas.steps import reached
@@ -76,6 +77,7 @@ def main() -> None:
     """Convert what the input says, and answer; run as a process by ``convert_apart``."""
     answer = os.dup(1)
     os.dup2(2, 1)  # whatever libraries print is for the log
+    end_when_starved(lambda: print("MemoryError: memory ran out (for a thread)", file=sys.stderr, flush=True))
     config = pickle.load(sys.stdin.buffer)  # noqa: S301 (of the process that started this one)
     threading.Thread(target=_end_with_input, daemon=True).start()
     os.write(answer, json.dumps(_convert(config)).encode())
