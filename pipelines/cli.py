@@ -2,6 +2,7 @@
 
 import errno
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -101,9 +102,16 @@ def main() -> None:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the command line library
             error.show()  # type: ignore[attr-defined]
             sys.exit(2)
-        if any(said in str(error) for said in _NO_MEMORY):
+        if any(isinstance(one, MemoryError) or any(said in str(one) for said in _NO_MEMORY) for one in _causes(error)):
             fail(_out_of_memory(error), 1)
         raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it came from, as libraries wrap what they meet."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _tell_starved() -> None:

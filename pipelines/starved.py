@@ -17,15 +17,23 @@ from typing import Final
 _LOOK_S: Final = 1.0
 _LOOKS: Final = 45
 """Looks at which the same thread has not begun: looks, and not seconds, in which a process may have been stopped."""
+_STACK_BYTE: Final = 1 << 20
+_watched: set[int] = set()
+"""The processes that are looked at: this one, and those that it was forked from."""
 
 
 def end_when_starved(tell: Callable[[], None]) -> None:
-    """From now on, end this process with exit code 1 if a thread of it does not begin in time.
+    """From now on, end this process with exit code 1 if a thread of it does not begin in time. Asked again, it is as it was.
 
     Args:
         tell: says so first; it may raise whatever it likes.
     """
+    if os.getpid() in _watched:
+        return
+    _watched.add(os.getpid())
+    usual = threading.stack_size(_STACK_BYTE)
     _thread.start_new_thread(_look, (tell,))  # which waits for nothing
+    threading.stack_size(usual)
 
 
 def _look(tell: Callable[[], None]) -> None:

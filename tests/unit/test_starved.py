@@ -1,8 +1,16 @@
-"""A thread that finds no memory to begin with: the process ends, with its word; threads that begin late or end end nothing."""
+"""Memory that runs out where Python or a library says it badly: a thread that never begins, an error that is wrapped in another.
+
+Threads that begin late, or have ended, end nothing.
+"""
 
 import json
 import subprocess
 import sys
+from typing import NoReturn
+
+import pytest
+
+from scenemill.pipelines import cli
 
 # what the interpreter does to a thread without memory: it is gone before it has said that it runs
 SCRIPT = """
@@ -46,3 +54,36 @@ def test_machines_are_told_as_of_any_other_error() -> None:
     done = run("--json")
     told = json.loads(done.stdout.splitlines()[-1])
     assert (done.returncode, told["error"], told["exit"]) == (1, "MemoryError", 1)
+
+
+def wrapped(told: BaseException | None, *, hidden: bool = False) -> RuntimeError:
+    """As Beam does to what it meets while it makes a graph."""
+    error = RuntimeError("Unable to translate")
+    error.__cause__ = None if hidden else told
+    error.__context__ = told
+    error.__suppress_context__ = hidden
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_memory"),
+    [
+        (wrapped(MemoryError()), True),
+        (wrapped(wrapped(OSError("Cannot allocate memory"))), True),
+        (wrapped(ValueError("of something else")), False),
+        (wrapped(MemoryError(), hidden=True), False),
+    ],
+)
+def test_want_of_memory_is_told_whatever_it_is_wrapped_in(
+    error: RuntimeError, is_of_memory: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(**_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(cli, "app", run)
+    monkeypatch.setattr(cli, "end_when_starved", lambda tell: None)
+    monkeypatch.setattr("sys.argv", ["scenemill", "verify"])
+    with pytest.raises(SystemExit if is_of_memory else RuntimeError) as ended:
+        cli.main()
+    assert capsys.readouterr().err.startswith("MemoryError: memory ran out") is is_of_memory
+    assert not is_of_memory or (isinstance(ended.value, SystemExit) and ended.value.code == 1)
