@@ -102,7 +102,7 @@ def main() -> None:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of the command line library
             error.show()  # type: ignore[attr-defined]
             sys.exit(2)
-        if any(isinstance(one, MemoryError) or any(said in str(one) for said in _NO_MEMORY) for one in _causes(error)):
+        if any(map(_is_of_memory, _causes(error))):
             fail(_out_of_memory(error), 1)
         raise
 
@@ -112,6 +112,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    said = str(error)
+    no_library = isinstance(error, ImportError) and said.endswith(
+        "failed to map segment from shared object"
+    )  # and no reason after it
+    return isinstance(error, MemoryError) or no_library or any(text in said for text in _NO_MEMORY)
 
 
 def _tell_starved() -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from scenemill.pipelines.commands.options import PathOrUri, place
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
@@ -16,12 +18,14 @@ def register(app: typer.Typer) -> None:
 
 def view(
     paths: Annotated[
-        list[Path] | None,
+        list[PathOrUri] | None,
         typer.Argument(
-            help="Logs of 3D checkpoints, stores, predictions, metric tables; or a folder that holds some.", metavar="PATH"
+            parser=place,
+            help="Logs of 3D checkpoints, stores, predictions, metric tables; or a folder that holds some; or s3://BUCKET/STORE.",
+            metavar="PATH",
         ),
     ] = None,
-    logdir: Annotated[list[Path] | None, typer.Option(help="The same as PATH.")] = None,
+    logdir: Annotated[list[PathOrUri] | None, typer.Option(parser=place, help="The same as PATH.")] = None,
     host: Annotated[str, typer.Option(help="Address to serve at. Beyond this machine only with a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 for a free one.")] = 8080,
     token: Annotated[str, typer.Option(help="What askers must have. Default: none here, one made up for another host.")] = "",

@@ -13,7 +13,7 @@ from scenemill.pipelines.viewer.predictions import PredictionsRoot, find_predict
 from scenemill.pipelines.viewer.store import StoreRoot
 from scenemill.pipelines.viewer.tables import TablesRoot
 from scenemill.schemas.errors import ConfigError, SceneMillError
-from scenemill.schemas.places import on_disk
+from scenemill.schemas.places import Place, Remote
 from scenemill.trainers.timelapse_parser import TimelapseParser
 from scenemill.transforms.layout import ROOT, hash_of
 from scenemill.transforms.objects import place_of
@@ -22,24 +22,28 @@ Root = LogRoot | StoreRoot | PredictionsRoot | TablesRoot
 Sampled = StoreRoot | PredictionsRoot
 
 _DEPTH: Final = 2  # folders below one that is nothing itself, in which stores and the like are looked for
+_REMOTE_POLL_S: Final = 10.0  # between looks at what is in an object store: each is a request
 
 
 class Roots:
     """All that one viewer shows.
 
     Args:
-        paths: the folders given; one that is no store, predictions, tables or log itself stands for those in it.
-        poll_s: how long a look at the folders counts.
+        paths: the folders given; one that is no store, predictions, tables or log itself stands for those in it. In an object
+            store, a store or metric tables.
+        poll_s: how long a look at the folders counts; in an object store at least ten seconds.
 
     Raises:
         ConfigError: no such folder.
         StoreError: a store that cannot be opened.
     """
 
-    def __init__(self, paths: Sequence[Path], poll_s: float = 1.0) -> None:
-        self._paths, self._poll_s = tuple(paths), poll_s
-        self._found: list[tuple[str, Path]] = []
+    def __init__(self, paths: Sequence[Place], poll_s: float = 1.0) -> None:
+        self._paths, self._poll_s = tuple(map(place_of, paths)), poll_s
+        self._remote = {path: recognise_remote(path) for path in self._paths if isinstance(path, Remote)}
+        self._found: list[tuple[str, Place]] = []
         self._roots: dict[str, Root] = {}
+        self._looks: dict[Place, tuple[float, str]] = {}
         self._lock = threading.Lock()
         self._looked, self._revision = float("-inf"), ""
         self._recognise()
@@ -53,13 +57,24 @@ class Roots:
             if time.monotonic() - self._looked >= self._poll_s:
                 with suppress(SceneMillError):  # what is only half there yet, or gone for a moment, is opened at a later look
                     self._recognise()
-                self._revision = hash_of([[root.name, root.look()] for root in self])
+                self._revision = hash_of([[root.name, self._look(root)] for root in self])
                 self._looked = time.monotonic()
             return self._revision
 
+    def _look(self, root: Root) -> str:
+        if not isinstance(root.path, Remote):
+            return root.look()
+        looked, seen = self._looks.get(root.path, (float("-inf"), ""))
+        if time.monotonic() - looked >= _REMOTE_POLL_S:
+            seen = root.look()
+            self._looks[root.path] = (time.monotonic(), seen)
+        return seen
+
     def _recognise(self) -> None:
         """Open what the folders hold by now; what was there before stays as it is."""
-        found = [one for path in self._paths for one in recognise(path)]
+        found: list[tuple[str, Place]] = []
+        for path in self._paths:
+            found.extend([self._remote[path]] if isinstance(path, Remote) else recognise(path))
         if found == self._found:
             return
         held = {(root.kind, root.path): root for root in self}
@@ -116,18 +131,35 @@ class Roots:
     def without_paths(self, text: str) -> str:
         """A message with names in place of the folders' paths: those are nobody's business beyond this machine."""
         for root in self:
-            for path in sorted({str(root.path), str(root.path.absolute()), str(root.path.resolve())}, key=len, reverse=True):
+            for path in sorted(_names_of(root.path), key=len, reverse=True):
                 text = text.replace(path, root.name)
         return text
+
+
+def _names_of(path: Place) -> set[str]:
+    return {str(path)} if isinstance(path, Remote) else {str(path), str(path.absolute()), str(path.resolve())}
+
+
+def recognise_remote(path: Remote) -> tuple[str, Remote]:
+    """The kind and place of what a folder in an object store is.
+
+    Raises:
+        ConfigError: neither a store nor metric tables.
+        TransientError: the service does not answer.
+    """
+    for kind, sign in (("store", path / ROOT), ("tables", path / "scores" / "_delta_log")):
+        if sign.exists():
+            return kind, path
+    raise ConfigError(f"{path}: neither a store nor metric tables; logs and predictions are shown from a disk: fetch them to one")
 
 
 def recognise(path: Path) -> list[tuple[str, Path]]:
     """The kinds and places of what a folder is, or else of what is in it; a log, maybe an empty one, if that is nothing.
 
     Raises:
-        ConfigError: no such folder, or one in an object store.
+        ConfigError: no such folder.
     """
-    if not on_disk(place_of(path)).is_dir():
+    if not path.is_dir():
         raise ConfigError(f"{path}: no such folder; give a log of 3D checkpoints, a store, predictions or metric tables")
     own = _kind_of(path)
     found = [(own, path)] if own else list(_within(path, _DEPTH))
@@ -158,14 +190,14 @@ def _kind_of(path: Path) -> str:
     return "predictions" if next(find_predictions(path), None) else ""
 
 
-def open_roots(found: Iterable[tuple[str, Path]], held: Mapping[tuple[str, Path], Root]) -> Iterator[Root]:
+def open_roots(found: Iterable[tuple[str, Place]], held: Mapping[tuple[str, Place], Root]) -> Iterator[Root]:
     """Roots of these kinds and places, each under a name of its own: that of its folder, with a number where another has it.
 
     Args:
         found: kinds and places.
         held: roots that are open already; each is taken once.
     """
-    classes: dict[str, Callable[[str, Path], Root]] = {
+    classes: dict[str, Callable[[str, Any], Root]] = {
         "store": StoreRoot,
         "predictions": PredictionsRoot,
         "tables": TablesRoot,
@@ -177,7 +209,7 @@ def open_roots(found: Iterable[tuple[str, Path]], held: Mapping[tuple[str, Path]
         if root := left.pop((kind, path), None):
             yield root
             continue
-        stem = path.resolve().name or kind
+        stem = (path if isinstance(path, Remote) else path.resolve()).name or kind
         name = next(one for one in _numbered(stem) if one not in taken)
         taken.add(name)
         yield classes[kind](name, path)

@@ -4,8 +4,6 @@ import logging
 import secrets
 import threading
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from types import TracebackType
 from typing import Final
 
@@ -17,6 +15,8 @@ from scenemill.pipelines.viewer.roots import Roots
 from scenemill.pipelines.web_access import ANY, HOME, bind, url_of
 from scenemill.pipelines.web_patience import ImpatientProtocol
 from scenemill.schemas.errors import ConfigError
+from scenemill.schemas.places import Place
+from scenemill.transforms.objects import place_of
 
 _PARSER_LOG: Final = logging.getLogger("scenemill.trainers.timelapse_parser")
 _CONNECTIONS: Final = 256
@@ -28,7 +28,7 @@ class ViewConfig:
     """One viewer.
 
     Attributes:
-        paths: folders to show.
+        paths: folders to show; of object stores, stores and metric tables.
         host: the address to serve at; beyond this machine only if it is named.
         port: 0 for a free one.
         token: what askers must have; "" for none on this machine, and one made up elsewhere.
@@ -38,7 +38,7 @@ class ViewConfig:
         ConfigError: no folder, or a number out of range.
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[Place, ...]
     host: str = "127.0.0.1"
     port: int = 8080
     token: str = ""
@@ -114,11 +114,11 @@ class Viewer:
         self.close()
 
 
-def serve(*paths: str | PathLike[str], port: int = 0, poll_s: float = 1.0) -> Viewer:
+def serve(*paths: str | Place, port: int = 0, poll_s: float = 1.0) -> Viewer:
     """Show folders from a notebook or a test, on this machine.
 
     Args:
-        paths: the folders.
+        paths: the folders, or URIs of stores and metric tables in object stores.
         port: 0 for a free one.
         poll_s: how often they are looked at again.
 
@@ -128,7 +128,7 @@ def serve(*paths: str | PathLike[str], port: int = 0, poll_s: float = 1.0) -> Vi
     Raises:
         ConfigError: no such folder, or the port is taken.
     """
-    return Viewer(ViewConfig(tuple(Path(path) for path in paths), port=port, poll_s=poll_s)).start()
+    return Viewer(ViewConfig(tuple(map(place_of, paths)), port=port, poll_s=poll_s)).start()
 
 
 def _settings(app: object) -> uvicorn.Config:

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -16,9 +15,10 @@ from scenemill.pipelines.viewer import planes
 from scenemill.pipelines.viewer.cut import VERTEX, Budget, cut_mesh, cut_points, cut_voxels
 from scenemill.pipelines.viewer.legend import Names, class_names, legend, voxel_names
 from scenemill.pipelines.viewer.scenes import Plane, Scene
-from scenemill.schemas.errors import ConfigError, SceneMillError, SourceError
+from scenemill.schemas.errors import ConfigError, SceneMillError, SourceError, TransientError
 from scenemill.schemas.fields import Field
 from scenemill.schemas.labels import Label
+from scenemill.schemas.places import Place, Status
 from scenemill.transforms.geometry import back_project, camera_index, voxel_size_m
 from scenemill.transforms.layout import ROOT
 from scenemill.transforms.meshes import panoptic_mesh, upright
@@ -46,12 +46,12 @@ class StoreRoot:
 
     Args:
         name: what it is called.
-        path: its folder.
+        path: its folder, on a disk or in an object store.
     """
 
     kind: Final = "store"
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Place) -> None:
         self.name, self.path = name, path
         self._lock = threading.Lock()
         self._stamp, self._error = "", ""
@@ -62,13 +62,14 @@ class StoreRoot:
     def look(self) -> str:
         """Look for another version; the answer is another one where there is one. Of one that cannot be opened it is told why."""
         with self._lock:
-            stamp = _stamp_of(self.path / ROOT)
-            if stamp != self._stamp:
-                self._stamp = stamp
-                try:
+            try:
+                stamp = _stamp_of(self.path / ROOT)
+                if stamp != self._stamp:
+                    self._stamp = stamp
                     self._store, self._error = _open_whole(self.path), ""
-                except SceneMillError as error:
-                    self._error = str(error)
+            except SceneMillError as error:
+                self._stamp = "" if isinstance(error, TransientError) else self._stamp  # tried again at the next look
+                self._error = str(error)
             return f"{self._store.version} {self._error}"
 
     @property
@@ -201,16 +202,18 @@ def centre_of(source: str, intrinsics: NDArray[np.float64], size: tuple[int, int
     return centre
 
 
-def _stamp_of(path: Path) -> str:
+def _stamp_of(path: Place) -> str:
     """Another one whenever the file is replaced, whatever the clock says; "gone" where there is none."""
     try:
         status = path.stat()
     except OSError:
         return "gone"
+    if isinstance(status, Status):
+        return f"{status.tag} {status.st_size} {status.modified}"
     return f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
-def _open_whole(path: Path) -> Store:
+def _open_whole(path: Place) -> Store:
     """The newest version with its tables read: what is shown then stays, whatever becomes of their files."""
     store = open_store(path)
     _ = store.keys, store.findings

@@ -1,14 +1,14 @@
 """Metric tables in the viewer: runs, the worst samples of a run, and what a sample came to."""
 
 import threading
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from scenemill.pipelines.tables import read_table
-from scenemill.schemas.errors import ConfigError, SceneMillError
+from scenemill.schemas.errors import ConfigError, SceneMillError, TransientError
+from scenemill.schemas.places import Place
 from scenemill.schemas.tables import COUNTS, SCORES
 
 PAGE: Final = 100
@@ -22,12 +22,12 @@ class TablesRoot:
 
     Args:
         name: what it is called.
-        path: the folder.
+        path: the folder, on a disk or in an object store.
     """
 
     kind: Final = "tables"
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Place) -> None:
         self.name, self.path = name, path
         self._lock = threading.Lock()
         self._stamp, self._error = "", ""
@@ -37,15 +37,16 @@ class TablesRoot:
     def look(self) -> str:
         """Look for new runs; the answer is another one where there are any."""
         with self._lock:
-            stamp = max((file.name for file in (self.path / _LOG).glob("*.json")), default="")
-            if stamp != self._stamp:
-                self._stamp = stamp
-                try:
+            try:
+                stamp = max((file.name for file in (self.path / _LOG).glob("*.json")), default="")
+                if stamp != self._stamp:
+                    self._stamp = stamp
                     self._scores, self._counts = read_table(self.path, "scores"), read_table(self.path, "counts")
                     self._error = ""
-                except SceneMillError as error:
-                    self._error = str(error)
-            return f"{stamp} {self._error}"
+            except SceneMillError as error:
+                self._stamp = "" if isinstance(error, TransientError) else self._stamp  # tried again at the next look
+                self._error = str(error)
+            return f"{self._stamp} {self._error}"
 
     def describe(self) -> dict[str, Any]:
         """The runs, newest first, as JSON takes it."""
@@ -102,5 +103,5 @@ def _where(rows: pa.Table, wanted: dict[str, str]) -> pa.Table:
 
 def _quality(rows: pa.Table) -> pa.ChunkedArray:
     """IoU of the matched over the matched and half of the unmatched segments; 0 where there is none of any."""
-    halves = pc.multiply(pc.add(rows["fp"], rows["fn"]).cast(pa.float64()), 0.5)
-    return pc.divide(rows["iou_sum"], pc.max_element_wise(pc.add(rows["tp"].cast(pa.float64()), halves), 0.5))
+    matched, unmatched = (counts.cast(pa.float64(), safe=False) for counts in (rows["tp"], pc.add(rows["fp"], rows["fn"])))
+    return pc.divide(rows["iou_sum"], pc.max_element_wise(pc.add(matched, pc.multiply(unmatched, 0.5)), 0.5))

@@ -70,6 +70,8 @@ def wrapped(told: BaseException | None, *, hidden: bool = False) -> RuntimeError
     [
         (wrapped(MemoryError()), True),
         (wrapped(wrapped(OSError("Cannot allocate memory"))), True),
+        (wrapped(ImportError("/lib/a.so: failed to map segment from shared object")), True),
+        (wrapped(ImportError("/lib/a.so: failed to map segment from shared object: Operation not permitted")), False),
         (wrapped(ValueError("of something else")), False),
         (wrapped(MemoryError(), hidden=True), False),
     ],
