@@ -15,7 +15,7 @@ import numpy as np
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.schemas.labels import BUILT_IN, LabelMap
-from scenemill.trainers.metrics import STUFF, Average, Tally, form_of, scaled_iou
+from scenemill.trainers.metrics import Average, Tally, form_of, scaled_iou
 from scenemill.trainers.overlap import Overlaps, flat_overlaps
 from scenemill.trainers.segments import Array, Segments, check_shapes, like, to_numpy
 
@@ -96,14 +96,14 @@ def panoptic_quality(
     check_shapes(semantic=semantic, instance=instance, segments=segments)
     if rule not in PIXEL_RULES:
         raise ConfigError(f"rule {rule!r} is not known; use {' or '.join(PIXEL_RULES)}")
-    merged, merged_told = (labels.stuff(usual) if rule == "coco" else () for usual in (STUFF[form_of(source)], _STUFF_2D))
+    merged = labels.stuff(_STUFF_2D) if rule == "coco" else ()
     true = _true_segments(to_numpy(semantic), to_numpy(instance), merge=merged)
     kept = to_numpy(segments)
     if limit is not None:
         if depth_error is None:
             raise ConfigError("a depth limit needs depth_error")
         kept = np.where(to_numpy(depth_error) > limit, 0, kept)
-    predicted = _predicted_segments(kept, classes, merge=merged_told)
+    predicted = _predicted_segments(kept, classes, merge=merged)
     void = to_numpy(semantic) == 0
     bare = void if rule == "coco" else void & (to_numpy(instance) == 0) & (form_of(source) == "front3d")
     on_void, on_bare = (
@@ -151,7 +151,9 @@ def _count(
 
 
 def relative_depth_error(true_depth_m: Array, predicted_depth_m: Array) -> Array:
-    """|predicted - true| / true in steps of 1/256 m, as the depth-aware quality takes it; 0 where the true depth is invalid.
+    """|predicted - true| / true in steps of 1/256 m, as the depth-aware quality takes it.
+
+    It is 0 where the true depth is invalid, NaN too, and elsewhere infinite where the predicted one is NaN.
 
     Args:
         true_depth_m, predicted_depth_m: (H, W) floats, metres; at most 0 is invalid.
@@ -160,7 +162,7 @@ def relative_depth_error(true_depth_m: Array, predicted_depth_m: Array) -> Array
         np.trunc(to_numpy(depth).astype(np.float64) * _DEPTH_STEPS_PER_M) for depth in (true_depth_m, predicted_depth_m)
     )
     error = np.where(true > 0, np.abs(predicted - true) / np.maximum(true, 1), 0.0)
-    return like(error, true_depth_m)
+    return like(np.where(np.isnan(error), np.inf, error), true_depth_m)
 
 
 def pq_averages(tally: Tally, rule: PixelRule, labels: LabelMap = BUILT_IN) -> dict[str, Average]:

@@ -213,14 +213,16 @@ def test_ids_and_shapes_that_make_no_sense_are_clear_errors() -> None:
         tally_matches(surface_overlaps(empty, volume, empty, volume, volume == 0, 1.0, 1), empty, empty, "greedy", 0.25)  # type: ignore[arg-type]
 
 
-def test_stuff_is_merged_by_coco_and_not_by_the_reference() -> None:
-    semantic = np.full((6, 8), 10, np.uint8)
+@pytest.mark.parametrize("stuff", [10, 11, 12])
+@pytest.mark.parametrize("source", ["front3d", "matterport"])
+def test_stuff_is_merged_by_coco_and_not_by_the_reference(source: str, stuff: int) -> None:
+    semantic = np.full((6, 8), stuff, np.uint8)
     instance = np.repeat(np.arange(1, 5), 2)[None].repeat(6, axis=0)
     told = np.ones((6, 8), np.int32)
-    reference = panoptic_quality(semantic, instance, told, {1: 10}, "front3d", "reference")
-    coco = panoptic_quality(semantic, instance, told, {1: 10}, "front3d", "coco")
-    assert (reference[10].tp, reference[10].fn, reference[10].fp) == (0, 4, 1)
-    assert (coco[10].tp, coco[10].fn, coco[10].fp) == (1, 0, 0)
+    reference = panoptic_quality(semantic, instance, told, {1: stuff}, source, "reference")
+    coco = panoptic_quality(semantic, instance, told, {1: stuff}, source, "coco")
+    assert (reference[stuff].tp, reference[stuff].fn, reference[stuff].fp) == (0, 4, 1)
+    assert (coco[stuff].tp, coco[stuff].fn, coco[stuff].fp) == (1, 0, 0)
     assert pq_averages(coco, "coco")["all"].quality == 1.0
     assert pq_averages(coco, "reference")["all"].quality == pytest.approx(1 / 12)
 
@@ -242,6 +244,9 @@ def test_depth_errors_are_those_of_the_formulas() -> None:
     assert errors == pytest.approx({"pixels": 2, "abs_rel": 0.25, "rmse_m": (0.25 / 2) ** 0.5, "delta_1": 0.5})
     assert depth_errors(np.zeros((2, 2)), told[:, :2].repeat(2, 0)) is None
     assert relative_depth_error(true, told).tolist() == [[0.5, 0.0, 0.0, 6 / 7]]
+    unknown = np.array([[np.nan, 2.0, 0.0, np.nan]])
+    assert relative_depth_error(true, unknown).tolist() == [[np.inf, 0.0, 0.0, np.inf]]
+    assert relative_depth_error(unknown, true).tolist() == [[0.0, 0.0, 0.0, 0.0]]
 
 
 def test_selfcheck_holds_and_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,10 @@ def test_intersection_over_union_is_that_of_sets() -> None:
     for a, b in pairs:
         assert math.isclose(float(mask_iou(a, b)), expected, abs_tol=1e-6)
     assert mask_iou(lhs.double(), rhs).dtype == torch.float64
+    for half in (torch.float16, torch.bfloat16):  # whose own sums would not see a pixel among thousands
+        thick, thin = torch.ones(1, 80, 60, dtype=half), torch.ones(1, 80, 60, dtype=torch.bool)
+        thin[0, 0, :48] = False
+        assert torch.equal(mask_iou(thick, thin), torch.tensor(0.01).to(half))
     assert float(mask_iou(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))) == 1
     soft = torch.rand(2, 3, 4, dtype=torch.float64, generator=generator, requires_grad=True)
     assert torch.autograd.gradcheck(lambda mask: mask_iou(mask, rhs[:2, :3, :4]), (soft,))

@@ -1,4 +1,4 @@
-"""How near images and surfaces are: PSNR and SSIM against scikit-image, sampled points and Chamfer distance by known surfaces."""
+"""How near images, points and surfaces are: against scikit-image, against every pair of points, and by known surfaces."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scenemill.schemas.errors import ConfigError
-from scenemill.trainers.render import chamfer_distance, psnr, sample_surface, ssim
+from scenemill.trainers.render import chamfer_distance, psnr, sample_surface, sided_distance, ssim, surface_distance
 from tests.unit.naive_render import sphere
 
 
@@ -38,6 +38,43 @@ def test_equal_images_are_as_near_as_can_be() -> None:
         psnr(image, image[..., :2])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_distances_of_points_are_the_least_of_all_pairs(dtype: torch.dtype) -> None:
+    here, there = (4 * random(3, count, 3, seed=count) - 2 for count in (17, 30))
+    here, there = here.to(dtype), there.to(dtype)
+    pairs = (here[:, :, None].double() - there[:, None].double()).square().sum(dim=-1)
+    squares, index = sided_distance(here, there)
+    assert squares.dtype == dtype and index.dtype == torch.int64
+    assert torch.equal(index, pairs.argmin(dim=2))
+    near = {torch.float16: 2e-3, torch.bfloat16: 1e-2}.get(dtype, 1e-6)
+    torch.testing.assert_close(squares.double(), pairs.amin(dim=2), rtol=near, atol=near)
+    there_and_back = (pairs.amin(dim=2), pairs.amin(dim=1))
+    first, second = (square.mean(dim=1) for square in there_and_back)
+    torch.testing.assert_close(chamfer_distance(here, there).double(), first + second, rtol=near, atol=near)
+    torch.testing.assert_close(chamfer_distance(here, there, 1.5, 0.25).double(), 1.5 * first + 0.25 * second, rtol=near, atol=near)
+    roots = sum(square.sqrt().mean(dim=1) for square in there_and_back)
+    torch.testing.assert_close(chamfer_distance(here, there, squared=False).double(), roots, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("squared", [True, False])
+def test_points_are_drawn_to_the_nearest(squared: bool) -> None:
+    here, there = random(2, 5, 3).requires_grad_(), random(2, 4, 3, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda start, end: chamfer_distance(start, end, 0.5, 2.0, squared), (here, there))
+    (still,) = torch.autograd.grad(chamfer_distance(here, here.detach(), squared=squared).sum(), here)
+    assert not still.any()
+
+
+def test_clouds_that_do_not_fit_are_refused() -> None:
+    points = random(2, 5, 3)
+    none = points[:, :0]
+    assert sided_distance(none, points)[1].shape == (2, 0) and chamfer_distance(points[:0], points[:0]).shape == (0,)
+    for wrong in (points[:1], points[0], points[..., :2], none, points.float(), points / 0):
+        with pytest.raises(ConfigError, match="clouds of points"):
+            chamfer_distance(points, wrong)
+        with pytest.raises(ConfigError, match="clouds of points"):
+            chamfer_distance(wrong, points)
+
+
 def test_points_are_drawn_evenly_by_area() -> None:
     """Two triangles, one three times as large: shares of points, means, and the spread of a triangle's points."""
     vertices = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [5.0, 0.0, 0.0], [8.0, 0.0, 0.0], [5.0, 1.0, 0.0]])
@@ -54,16 +91,16 @@ def test_points_are_drawn_evenly_by_area() -> None:
 
 def test_the_distance_of_two_spheres_is_that_of_their_radii() -> None:
     vertices, faces = sphere(40, 60)
-    same = chamfer_distance(vertices, faces, vertices, faces, 4000)
-    apart = chamfer_distance(vertices, faces, 1.2 * vertices, faces, 4000)
+    same = surface_distance(vertices, faces, vertices, faces, 4000)
+    apart = surface_distance(vertices, faces, 1.2 * vertices, faces, 4000)
     assert same < 0.04
     assert abs(apart - 0.2) < 0.01
-    assert chamfer_distance(vertices, faces, 1.2 * vertices, faces, 4000) == apart
-    assert math.isclose(chamfer_distance(vertices, faces, vertices + 100, faces, 500), 100 * math.sqrt(3), rel_tol=0.02)
+    assert surface_distance(vertices, faces, 1.2 * vertices, faces, 4000) == apart
+    assert math.isclose(surface_distance(vertices, faces, vertices + 100, faces, 500), 100 * math.sqrt(3), rel_tol=0.02)
 
 
 def test_a_mesh_without_area_has_no_points() -> None:
     vertices, faces = sphere()
     for wrong, some in ((vertices, faces[:0]), (0 * vertices, faces), (vertices * math.nan, faces)):
         with pytest.raises(ConfigError, match="no area"):
-            chamfer_distance(vertices, faces, wrong, some)
+            surface_distance(vertices, faces, wrong, some)

@@ -1,7 +1,7 @@
 """Differentiable rendering of meshes by DIB-R, on CPU and CUDA, in plain PyTorch.
 
-Cameras, rasterisation, soft masks, textures, and the losses that bend a mesh to its views. Functions have the names and arguments of
-Kaolin's ``render.camera``, ``render.mesh``, ``metrics`` and ``ops.mesh``.
+Cameras, rasterisation, soft masks, textures, and the losses that bend a mesh to its views. Functions that are also in Kaolin's
+``render.camera``, ``render.mesh``, ``metrics``, ``ops.mesh`` and ``ops.pointcloud`` have its names and arguments; the others are ours.
 """
 
 from scenemill.trainers.render.camera import generate_perspective_projection as generate_perspective_projection
@@ -24,9 +24,11 @@ from scenemill.trainers.render.mesh_operators import edge_to_faces as edge_to_fa
 from scenemill.trainers.render.mesh_operators import face_normals as face_normals
 from scenemill.trainers.render.mesh_operators import index_vertices_by_faces as index_vertices_by_faces
 from scenemill.trainers.render.mesh_operators import uniform_laplacian as uniform_laplacian
+from scenemill.trainers.render.point_distance import chamfer_distance as chamfer_distance
+from scenemill.trainers.render.point_distance import sided_distance as sided_distance
 from scenemill.trainers.render.prepare import prepare_vertices as prepare_vertices
 from scenemill.trainers.render.rasterization import rasterize as rasterize
 from scenemill.trainers.render.soft_mask import dibr_soft_mask as dibr_soft_mask
-from scenemill.trainers.render.surface_distance import chamfer_distance as chamfer_distance
 from scenemill.trainers.render.surface_distance import sample_surface as sample_surface
+from scenemill.trainers.render.surface_distance import surface_distance as surface_distance
 from scenemill.trainers.render.texture import texture_mapping as texture_mapping

@@ -27,7 +27,8 @@ def mask_iou(lhs_mask: Tensor, rhs_mask: Tensor) -> Tensor:
         rhs_mask: (B, H, W); soft, bool or whole numbers.
 
     Returns:
-        () in [0, 1]; 1 where both masks are empty, so nothing fits an empty mask.
+        () in [0, 1], in the floating dtype of the masks; 1 where both are empty, so nothing fits an empty mask. Float16 and bfloat16
+        are computed in float32.
 
     Raises:
         ConfigError: shapes differ.
@@ -36,10 +37,12 @@ def mask_iou(lhs_mask: Tensor, rhs_mask: Tensor) -> Tensor:
     2.0
     """
     _same_shape(lhs_mask, rhs_mask)
-    dtype = torch.promote_types(torch.promote_types(lhs_mask.dtype, rhs_mask.dtype), torch.get_default_dtype())
+    given = torch.promote_types(lhs_mask.dtype, rhs_mask.dtype)
+    dtype = torch.promote_types(given, torch.get_default_dtype())
     lhs, rhs = (mask.flatten(1).to(dtype) for mask in (lhs_mask, rhs_mask))
     both = lhs * rhs
-    return 1 - (both.sum(dim=1) / ((lhs + rhs - both).sum(dim=1) + TINY)).mean()
+    loss: Tensor = 1 - (both.sum(dim=1) / ((lhs + rhs - both).sum(dim=1) + TINY)).mean()
+    return loss.to(given) if given.is_floating_point else loss
 
 
 def laplacian_loss(vertices: Tensor, initial: Tensor, laplacian: Tensor) -> Tensor:

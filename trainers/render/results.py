@@ -11,7 +11,7 @@ from scenemill.schemas.fit import FitConfig
 from scenemill.trainers.mesh_files import export_mesh
 from scenemill.trainers.render.fit import render
 from scenemill.trainers.render.object_views import ObjectViews
-from scenemill.trainers.render.surface_distance import chamfer_distance
+from scenemill.trainers.render.surface_distance import surface_distance
 from scenemill.trainers.render.templates import Template
 from scenemill.trainers.render.textured_mesh import TexturedMesh
 from scenemill.trainers.surface_mesh import SurfaceMesh
@@ -70,4 +70,4 @@ def rendered(mesh: TexturedMesh, views: ObjectViews, config: FitConfig, most: in
 def distance_to(true: SurfaceMesh, mesh: TexturedMesh, unit: float) -> float:
     """Chamfer distance between a fitted surface and the true one, of vertices and triangles, in the unit of the scene."""
     assert true.vertices is not None and true.faces is not None
-    return chamfer_distance(mesh.placed().cpu() / unit, mesh.faces.cpu(), true.vertices, true.faces.long())
+    return surface_distance(mesh.placed().cpu() / unit, mesh.faces.cpu(), true.vertices, true.faces.long())

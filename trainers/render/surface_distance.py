@@ -5,6 +5,7 @@ from torch import Tensor
 
 from scenemill.schemas.errors import ConfigError
 from scenemill.trainers.render.mesh_operators import face_normals, index_vertices_by_faces
+from scenemill.trainers.render.point_distance import chamfer_distance
 
 
 def sample_surface(vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -35,7 +36,7 @@ def sample_surface(vertices: Tensor, faces: Tensor, count: int, generator: torch
     return points
 
 
-def chamfer_distance(
+def surface_distance(
     vertices_a: Tensor, faces_a: Tensor, vertices_b: Tensor, faces_b: Tensor, points: int = 10_000, seed: int = 0
 ) -> float:
     """Mean distance from either surface to the other: the mean of both directions, unsquared, in the unit of the vertices.
@@ -53,10 +54,7 @@ def chamfer_distance(
     Raises:
         ConfigError: a mesh has no area.
     """
-    from scipy.spatial import KDTree
-
     generator = torch.Generator().manual_seed(seed)
     meshes = ((vertices_a, faces_a), (vertices_b, faces_b))
-    first, second = (sample_surface(vertices.detach().cpu(), faces.cpu(), points, generator).numpy() for vertices, faces in meshes)
-    there, back = KDTree(second).query(first)[0], KDTree(first).query(second)[0]
-    return float((there.mean() + back.mean()) / 2)
+    first, second = (sample_surface(vertices.detach().cpu(), faces.cpu(), points, generator)[None] for vertices, faces in meshes)
+    return float(chamfer_distance(first.double(), second.double(), 0.5, 0.5, squared=False))
