@@ -136,7 +136,7 @@ def test_files_that_are_cut_short_anywhere_end_no_viewer(tmp_path: Path) -> None
     [
         ([], "no folder"),
         (["none"], "no such folder"),
-        (["s3://a:b@mill/x"], "has a user or a password"),
+        (["s3://a:b@mill/x"], "password"),
         ([".", "--poll", "0"], "poll 0"),
     ],
 )
