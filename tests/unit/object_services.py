@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Lock, Thread
@@ -143,6 +143,9 @@ def proxy(upstream: str) -> Iterator[Proxy]:
                 self.hang_up()
                 return
             body = self.rfile.read(length)
+            if len(body) < length:  # who asked is gone
+                self.hang_up()
+                return
             if fault is not None and fault.kind == "slow down":
                 self.answer(503, {"Content-Type": "application/xml"}, _SLOW_DOWN)
                 return
@@ -150,11 +153,10 @@ def proxy(upstream: str) -> Iterator[Proxy]:
                 held.ended.wait(60)
                 self.hang_up()
                 return
-            connection = http.client.HTTPConnection(host, timeout=60)
-            connection.request(self.command, self.path, body, dict(self.headers))
-            answer = connection.getresponse()
-            data = answer.read()
-            connection.close()
+            with closing(http.client.HTTPConnection(host, timeout=60)) as connection:
+                connection.request(self.command, self.path, body, dict(self.headers))
+                answer = connection.getresponse()
+                data = answer.read()
             if fault is not None and fault.kind == "lose answer":
                 self.hang_up()
                 return
@@ -174,7 +176,8 @@ def proxy(upstream: str) -> Iterator[Proxy]:
 
         def hang_up(self) -> None:
             self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # it is closed already
+                self.connection.shutdown(socket.SHUT_RDWR)
 
         do_GET = do_PUT = do_HEAD = do_DELETE = do_POST = pass_on  # noqa: N815
 
