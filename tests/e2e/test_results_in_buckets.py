@@ -32,7 +32,7 @@ from scenemill.schemas.fit import FitConfig
 from scenemill.schemas.places import Place, Remote
 from scenemill.transforms.objects import place_of
 from tests.forked import CommandLine
-from tests.unit.object_services import SECRET, Fault, Proxy, environment, used_by_proxy
+from tests.unit.object_services import SECRET, Fault, Proxy, be_nobody, environment, used_by_proxy
 
 pytestmark = pytest.mark.full  # short forms of all but the loop itself are in tests/unit/test_mirrored.py
 
@@ -57,6 +57,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 def net(services: dict[str, str], scheme: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proxy]:
     monkeypatch.setenv("SCENEMILL_CACHE", str(tmp_path / "cache"))
     with used_by_proxy(monkeypatch, services[scheme]) as between:
+        be_nobody(monkeypatch, between.url)
         yield between
 
 

@@ -1,6 +1,5 @@
 """Metric tables in a bucket: the rows of a disk, once each, whoever writes beside and whatever fails; and no secret in any message."""
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,7 @@ from scenemill.schemas.errors import ConfigError, NotPublished, TransientError
 from scenemill.schemas.places import Place
 from scenemill.transforms import object_clients
 from scenemill.transforms.objects import place_of
-from tests.unit.object_services import SECRET, Fault, Proxy, used_by_proxy
+from tests.unit.object_services import SECRET, Fault, Proxy, be_nobody, used_by_proxy
 from tests.unit.test_tables_delta import rows_of
 
 NAMES = "SELECT DISTINCT run FROM scores WHERE run NOT LIKE 'published/%' ORDER BY run"
@@ -36,14 +35,7 @@ def scheme(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def net(services: dict[str, str], scheme: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     with used_by_proxy(monkeypatch, services[scheme]) as between:
-        nobody = {
-            "gcs_base_url": between.url,
-            "disable_oauth": True,
-            "client_email": "",
-            "private_key": SECRET,
-            "private_key_id": "",
-        }
-        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(nobody))
+        be_nobody(monkeypatch, between.url)
         yield between
 
 

@@ -1,6 +1,7 @@
 """Object stores on loopback: moto as S3, and a proxy in front of it that fails in the ways a network and a service fail."""
 
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -208,6 +209,12 @@ def used_by_proxy(monkeypatch: Any, upstream: str) -> Iterator[Proxy]:
         use(monkeypatch, between.url)
         yield between
     object_clients._connect.cache_clear()
+
+
+def be_nobody(monkeypatch: Any, url: str) -> None:
+    """Give what writes metric tables credentials that ask nobody; it does not know a bearer's token."""
+    key = {"gcs_base_url": url, "disable_oauth": True, "client_email": "", "private_key": SECRET, "private_key_id": ""}
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(key))
 
 
 def use(monkeypatch: Any, url: str, timeout_s: int = 300) -> None:
