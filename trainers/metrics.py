@@ -139,7 +139,13 @@ class Tally:
         return tuple(int(label) for label in np.flatnonzero(self.array[:, _TP] + self.array[:, _FN]))
 
     def add(self, label: int, *, tp: int = 0, fp: int = 0, fn: int = 0, iou: int = 0) -> None:
-        """Count segments of a class; ``iou`` as ``scaled_iou`` gives it."""
+        """Count segments of a class; ``iou`` as ``scaled_iou`` gives it.
+
+        Raises:
+            ConfigError: a class id that is none.
+        """
+        if not 0 <= label < _CLASSES:
+            raise ConfigError(f"class id {label}; class ids are 0 to {_CLASSES - 1}")
         self.array[label] += (iou, tp, fp, fn)
 
     def average(self, classes: Iterable[int] | None = None, counted: Literal["true", "any", "all"] = "true") -> Average:

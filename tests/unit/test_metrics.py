@@ -255,3 +255,9 @@ def test_selfcheck_holds_and_would_notice(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(overlap, "_thicken", lambda sets, axis: sets)
     assert not all(case.holds for case in run_selfcheck())
+
+
+@pytest.mark.parametrize("label", [-1, 256])
+def test_a_class_id_that_is_none_is_refused_not_wrapped(label: int) -> None:
+    with pytest.raises(ConfigError, match=f"class id {label}; class ids are 0 to 255"):
+        Tally().add(label, tp=1)
