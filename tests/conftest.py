@@ -1,6 +1,7 @@
 """What the suites share: made-up raw folders, and the real views where they are."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tests.forked import CommandLine, Server, forked
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ["WANDB_MODE"] = "disabled"  # no test tells the world, also where a developer is logged in
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background by a script: commands would ignore Ctrl+C as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
