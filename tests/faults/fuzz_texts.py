@@ -161,7 +161,8 @@ def job_spec(folder: Path) -> FuzzTarget:
             kind, given, parent = asked["kind"], asked["spec"], asked.get("parent")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError("no request") from error  # the service refuses it before it asks for more
-        if kind not in KINDS or not isinstance(given, dict) or (parent is not None and parent not in KINDS):
+        named = all(isinstance(name, str) and name in KINDS for name in (kind, *(() if parent is None else (parent,))))
+        if not named or not isinstance(given, dict):
             raise ConfigError("no request")
         check_spec(kind, given, roots, parent)
         right(
