@@ -118,7 +118,7 @@ def print_forecast(console: Console, forecast: "Forecast") -> None:
             "parts": forecast.parts,
             "to read": size(forecast.raw_byte),
             "to write": f"about {size(forecast.stored_byte)}",
-            "time": f"about {duration(forecast.seconds)} on {forecast.workers} process(es)",
+            "time": f"about {duration(forecast.seconds)} on {forecast.workers} process(es), and some seconds to start",
             "measured": f"{1000 * forecast.seconds_per_sample:.0f} ms per sample in one process, on {forecast.tried} samples",
         },
     )
