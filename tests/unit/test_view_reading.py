@@ -249,7 +249,8 @@ def test_whatever_bytes_are_damaged_the_viewer_answers_and_all_else_stays_right(
         outcomes = set()
         for turn, item in enumerate(damaged):
             answers = [show(item, time_) for time_ in (0, 10)]
-            outcomes |= {(bool(told[item]), answer.status) for answer in answers}
+            is_told = bool(told[item]) and "takes more than" not in told[item]  # a busy machine may be too slow once, and not again
+            outcomes |= {(is_told, answer.status) for answer in answers}
             assert all(answer.error["what"] for answer in answers if answer.status != 200)
             np.testing.assert_equal(show(wholes[turn % 3], 10 + turn).frame[1], right[turn % 3])  # another time is not from memory
         assert outcomes == {(False, 200), (False, 422), (True, 422)}
