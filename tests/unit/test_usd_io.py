@@ -211,6 +211,7 @@ def test_faces_of_several_sizes_are_refused_left_out_or_cut_into_fans(tmp_path: 
     assert usd.import_meshes(stage, heterogeneous_mesh_handler=usd.heterogeneous_mesh_handler_skip) == []
     assert usd.import_mesh(stage, heterogeneous_mesh_handler=usd.heterogeneous_mesh_handler_skip) is None
     expected = [[0, 1, 2], [2, 1, 3], [2, 3, 4], [2, 4, 5], [5, 4, 6], [5, 6, 7]]
+    assert usd.heterogeneous_mesh_handler_naive_homogenize is usd.mesh_handler_naive_triangulate  # an older name
     for choice in ({"triangulate": True}, {"heterogeneous_mesh_handler": usd.mesh_handler_naive_triangulate}):
         read = usd.import_mesh(stage, with_normals=True, **choice)
         assert read is not None and read.faces.tolist() == expected and read.face_normals is not None

@@ -35,6 +35,9 @@ from scenemill.trainers.usd.stages import set_local_to_world_transform as set_lo
 from scenemill.trainers.usd.subsets import add_subset as add_subset
 from scenemill.trainers.usd.subsets import import_subsets as import_subsets
 from scenemill.trainers.usd.triangulate import NonHomogeneousMeshError as NonHomogeneousMeshError
+from scenemill.trainers.usd.triangulate import (
+    heterogeneous_mesh_handler_naive_homogenize as heterogeneous_mesh_handler_naive_homogenize,
+)
 from scenemill.trainers.usd.triangulate import heterogeneous_mesh_handler_skip as heterogeneous_mesh_handler_skip
 from scenemill.trainers.usd.triangulate import mesh_handler_naive_triangulate as mesh_handler_naive_triangulate
 from scenemill.trainers.usd.voxelgrid_io import add_voxelgrid as add_voxelgrid

@@ -49,6 +49,10 @@ def mesh_handler_naive_triangulate(
     return (*parts, {name: _triangles_of(faces, first_triangle, ends) for name, faces in face_assignments.items()})
 
 
+heterogeneous_mesh_handler_naive_homogenize = mesh_handler_naive_triangulate
+"""The same by an older name of Kaolin's, which callers still use."""
+
+
 def _triangles_of(faces: torch.Tensor, first: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
     if faces.ndim == 2:
         return torch.stack([first[faces[:, 0]], end[faces[:, 1] - 1]], dim=1)
